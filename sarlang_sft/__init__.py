@@ -1,0 +1,1 @@
+"""Teach vision-language models to read radar images."""
