@@ -1,0 +1,158 @@
+"""Reading radar pictures, and the named image operations that training and evaluation share."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from PIL import Image
+
+from sarlang_sft.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # in order of preference for one stem
+OPS_FILE = "image_ops.json"
+
+
+def path_inside(root: Path, relative: str) -> Path:
+    """`root / relative`, or [`InputError`] if that leaves `root` (through `..`, an absolute path or a link)."""
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise InputError(f"{relative}: leaves the image root {root}")
+    return path
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header alone; raises [`InputError`] if it is no readable image."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: unreadable image: {error}") from error
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image as (H, W, 3) float32 of 0-255.
+
+    8-bit files keep their values. Other types (16-bit, float) are stretched from their 1st-99th percentile, so that
+    nothing is clipped; NaN counts as the lowest value. One band is repeated three times, two bands give (1, 2, 1).
+    """
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with rasterio.open(path) as file:
+                bands = file.read(out_dtype=np.float32) if file.dtypes[0] != "uint8" else file.read()
+        else:
+            with Image.open(path) as image:
+                plain = image.mode in ("L", "RGB") or image.mode.startswith("I")
+                bands = np.atleast_3d(np.asarray(image if plain else image.convert("RGB"))).transpose(2, 0, 1)
+    except (OSError, ValueError, Image.DecompressionBombError, rasterio.errors.RasterioError) as error:
+        raise InputError(f"{path}: unreadable image: {error}") from error
+    if bands.dtype != np.uint8:
+        bands = np.stack([_stretch(band.astype(np.float32)) for band in bands])
+    order = {1: (0, 0, 0), 2: (0, 1, 0)}.get(len(bands), (0, 1, 2))
+    return np.ascontiguousarray(bands[list(order)].transpose(1, 2, 0), dtype=np.float32)
+
+
+def _stretch(band: np.ndarray) -> np.ndarray:
+    """Map the 1st-99th percentile of the finite values of one (H, W) band to 0-255."""
+    finite = band[np.isfinite(band)]
+    if finite.size == 0:
+        return np.zeros_like(band)
+    low, high = np.percentile(finite, (1, 99))
+    return np.clip((np.nan_to_num(band, nan=low) - low) / max(high - low, 1e-12), 0, 1) * 255
+
+
+# Every operation maps (H, W, 3) float32 of 0-255 to the same; `argument` is the number after the colon.
+
+
+def _log(image: np.ndarray, argument: float | None, rng: np.random.Generator) -> np.ndarray:
+    return np.log1p(image) * (255 / np.log(256))
+
+
+def _standardise(image: np.ndarray, argument: float | None, rng: np.random.Generator) -> np.ndarray:
+    spread = argument or 3.0
+    return np.clip((image - image.mean()) / (image.std() + 1e-6) / spread * 127.5 + 127.5, 0, 255)
+
+
+def _grey(image: np.ndarray, argument: float | None, rng: np.random.Generator) -> np.ndarray:
+    return np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+
+
+def _crop(image: np.ndarray, argument: float | None, rng: np.random.Generator) -> np.ndarray:
+    """The central square of `argument` pixels; smaller images are padded with their edge."""
+    side = int(argument or 0)
+    short = [max(0, side - length) for length in image.shape[:2]]
+    padded = np.pad(image, [(gap // 2, gap - gap // 2) for gap in short] + [(0, 0)], mode="edge")
+    top, left = ((length - side) // 2 for length in padded.shape[:2])
+    return padded[top : top + side, left : left + side]
+
+
+def _shift(image: np.ndarray, argument: float | None, rng: np.random.Generator) -> np.ndarray:
+    reach = int(argument or 0)
+    down, right = rng.integers(-reach, reach + 1, 2)
+    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    return padded[reach + down :, reach + right :][: image.shape[0], : image.shape[1]]
+
+
+def _resize(image: np.ndarray, argument: float | None, rng: np.random.Generator) -> np.ndarray:
+    side = int(argument or 0)
+    return np.asarray(to_picture(image).resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
+
+
+ImageOp = Callable[[np.ndarray, float | None, np.random.Generator], np.ndarray]
+OPS: dict[str, ImageOp] = {"log": _log, "standardise": _standardise, "grey": _grey, "crop": _crop, "resize": _resize}
+AUGMENTING_OPS: dict[str, ImageOp] = {"shift": _shift}
+NEEDS_ARGUMENT = {"crop", "resize", "shift"}
+
+
+def parse_ops(names: list[str]) -> list[tuple[str, float | None]]:
+    """`["log", "crop:64"]` to `[("log", None), ("crop", 64.0)]`; raises [`InputError`] on an unknown name."""
+    parsed = []
+    for text in names:
+        name, _, argument = text.partition(":")
+        known = {**OPS, **AUGMENTING_OPS}
+        if name not in known:
+            raise InputError(f"image_ops: unknown operation `{name}`; known are {', '.join(known)}")
+        try:
+            value = float(argument) if argument else None
+        except ValueError:
+            raise InputError(f"image_ops: `{text}`: `{argument}` is no number") from None
+        if name in NEEDS_ARGUMENT and (value is None or value < 1):
+            raise InputError(f"image_ops: `{name}` needs a number of pixels, as in `{name}:64`")
+        parsed.append((name, value))
+    return parsed
+
+
+def load_picture(path: Path, ops: list[str], rng: np.random.Generator | None = None) -> Image.Image:
+    """Read an image and apply the named operations in order.
+
+    Args:
+        ops: As in `["log", "standardise", "crop:64", "shift:4"]`.
+        rng: Given in training; without it the augmenting operations are left out.
+
+    Returns:
+        An 8-bit RGB picture for the backbone's processor.
+    """
+    image = read_image(path)
+    for name, argument in parse_ops(ops):
+        if name in OPS:
+            image = OPS[name](image, argument, rng)
+        elif rng is not None:
+            image = AUGMENTING_OPS[name](image, argument, rng)
+    return to_picture(image)
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """(H, W, 3) float of 0-255 to an 8-bit picture, rounded and clipped."""
+    return Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
+
+
+def save_ops(folder: Path, ops: list[str]) -> None:
+    """Keep the operations beside a model or adapter, so that evaluation sees what training saw."""
+    (Path(folder) / OPS_FILE).write_text(json.dumps({"image_ops": ops}, indent=2) + "\n", encoding="utf-8")
+
+
+def load_ops(folder: Path) -> list[str]:
+    """The operations kept beside a model or adapter; none if the folder has no such file."""
+    path = Path(folder) / OPS_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["image_ops"] if path.is_file() else []

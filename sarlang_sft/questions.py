@@ -1,0 +1,127 @@
+"""Boxes and scene facts to questions, answers and captions, in the forms that SARLANG-1M publishes."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from sarlang_sft.records import Box, Turn
+from sarlang_sft.scenes import CLASSES, Scene
+
+Asked = tuple[str, Turn]
+"""A task of `records.TASKS` with one question and answer about it."""
+
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def plural(label: str) -> str:
+    """The plural as the release writes it (`aircrafts` included)."""
+    return label + "s"
+
+
+def region_of(box: Box, width: int, height: int) -> str:
+    """`center` if the box centre lies in the middle third both ways, else the side it is furthest towards.
+
+    Args:
+        box: Unrotated, `x y w h` in pixels.
+        width, height: Of the image, in pixels.
+    """
+    x, y, w, h = box.points
+    dx, dy = (x + w / 2) / width - 0.5, (y + h / 2) / height - 0.5
+    if max(abs(dx), abs(dy)) < 1 / 6:
+        return "center"
+    if abs(dx) > abs(dy):
+        return "left" if dx < 0 else "right"
+    return "top" if dy < 0 else "bottom"
+
+
+def where_most(boxes: list[Box], width: int, height: int) -> str | None:
+    """The region that holds more than half of the boxes, or None."""
+    region, count = Counter(region_of(box, width, height) for box in boxes).most_common(1)[0]
+    return region if 2 * count > len(boxes) else None
+
+
+def box_questions(boxes: list[Box], width: int, height: int, rng: np.random.Generator) -> list[Asked]:
+    """Questions of the five box-driven applications (SARVQA1): every answer follows from the boxes alone.
+
+    Identification asks about as many absent as present classes; positions without a majority are not asked.
+    """
+    by_class: dict[str, list[Box]] = defaultdict(list)
+    for box in boxes:
+        by_class[box.label].append(box)
+    present = [label for label in CLASSES if label in by_class]
+    absent = [label for label in CLASSES if label not in by_class]
+    asked: list[Asked] = []
+    for label in present:
+        asked.append(("identification", Turn(f"Is there a {label} in the image?", "Yes.")))
+        asked.append(
+            ("counting", Turn(f"How many {plural(label)} are located in the image?", f"{len(by_class[label])}."))
+        )
+        region = where_most(by_class[label], width, height)
+        if region:
+            question = f"Where are most {plural(label)} positioned within the image?"
+            asked.append(("positioning", Turn(question, f"{region}.")))
+    for label in rng.permutation(absent)[: len(present)]:
+        asked.append(("identification", Turn(f"Is there a {label} in the image?", "No.")))
+    chosen = boxes[int(rng.integers(len(boxes)))]
+    form = rng.choice(["What is the object present in the area {}?", "What is the category visible in the area {}?"])
+    asked.append(("referring", Turn(str(form).format([float(value) for value in chosen.points]), f"{chosen.label}.")))
+    asked.append(("classification", Turn("What categories are visible?", f"{', '.join(present)}.")))
+    return asked
+
+
+_AREA = {"forest": "Forest/park", "fields": "Farming", "buildings": "Residential", "open water": "Open water"}
+_COVER = {"forest": "Vegetation", "fields": "Agricultural field", "buildings": "Urban", "open water": "Water"}
+_USE = {"forest": "Forestry", "fields": "Farming", "buildings": "Housing", "open water": "Shipping"}
+_GROUND = {"forest": "a forest", "fields": "farmland", "buildings": "a built-up area", "open water": "open water"}
+
+
+def scene_questions(scene: Scene, rng: np.random.Generator) -> list[Asked]:
+    """Free-form questions (SARVQA2): area types, surroundings, and the five kinds of Others."""
+    background = scene.background
+    trees = "Yes." if background == "forest" else "No."
+    asked: list[Asked] = [
+        ("classification", Turn("What type of area is mostly visible?", f"{_AREA[background]}.")),
+        ("identification", Turn("Are there any surrounding trees?", trees)),
+    ]
+    others = [
+        Turn("What is the predominant land cover?", f"{_COVER[background]}."),
+        Turn("What is the area most likely used for?", f"{_USE[background]}."),
+    ]
+    if scene.field_shape:
+        others.append(Turn("What shape are the fields?", f"{scene.field_shape}."))
+    if scene.building_pattern:
+        others.append(Turn("What pattern do the buildings form?", f"{scene.building_pattern}."))
+    if scene.road:
+        others.append(Turn("What direction is the main road?", f"{scene.road}."))
+    return asked + [("others", others[index]) for index in rng.permutation(len(others))[:2]]
+
+
+def concise_caption(scene: Scene) -> str:
+    """One sentence: the ground and what stands on it."""
+    counts = Counter(box.label for box in scene.boxes)
+    return f"{_GROUND[scene.background].capitalize()} with {_join([_counted(*item) for item in counts.items()])}."
+
+
+def complex_caption(scene: Scene) -> str:
+    """Two sentences: the ground with its road, then every group with its place."""
+    road = f" crossed by a {scene.road.lower()} road" if scene.road else ""
+    groups = []
+    for label, count in Counter(box.label for box in scene.boxes).items():
+        region = where_most([box for box in scene.boxes if box.label == label], scene.size, scene.size)
+        place = "in the center" if region == "center" else f"at the {region}" if region else "spread over the scene"
+        groups.append(f"{_counted(label, count)} {place}")
+    return f"The radar image shows {_GROUND[scene.background]}{road}. There {_is_are(scene.boxes)} {_join(groups)}."
+
+
+def _counted(label: str, count: int) -> str:
+    if count == 1:
+        return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
+    return f"{NUMBER_WORDS[count]} {label if label == 'aircraft' else plural(label)}"
+
+
+def _is_are(boxes: list[Box]) -> str:
+    return "is" if Counter(box.label for box in boxes)[boxes[0].label] == 1 else "are"
+
+
+def _join(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

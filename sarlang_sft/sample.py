@@ -1,0 +1,63 @@
+"""A sample of simulated scenes in the layout of the SARLANG-1M release, with optical twins of every image."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.questions import box_questions, complex_caption, concise_caption, scene_questions
+from sarlang_sft.sarlang import write_texts
+from sarlang_sft.scenes import make_scene, render_optical, render_sar
+
+_CAPTION_FILES = {
+    "train": {"concise": "train/Caption_train", "complex": "train/Caption_train"},
+    "test": {"concise": "test/Caption_test1", "complex": "test/Caption_test"},
+}
+
+
+def write_sample(out: Path, images: int, seed: int, test_fraction: float = 0.2, size: int = 96, looks: float = 4) -> None:
+    """Write `SARimages/`, `RGBimages/`, `Text/Caption/`, `Text/VQA/` and `truth.json`; same seed, same bytes.
+
+    Args:
+        images: How many scenes; the last `test_fraction` of them are the test split.
+        size: Side of the images in pixels.
+        looks: Number of looks of the speckle.
+
+    Raises:
+        InputError: `out` exists and is no earlier sample, or a number makes no sense.
+    """
+    if images < 2 or not 0 < test_fraction < 1:
+        raise InputError(f"--images {images}: at least 2 are needed, one to train and one to test")
+    if size < 64 or looks <= 0:
+        raise InputError(f"--size {size} must be at least 64 pixels and --looks {looks} above 0")
+    if out.exists() and any(out.iterdir()):
+        if not (out / "truth.json").is_file():
+            raise InputError(f"--out {out}: exists and is no earlier sample (no truth.json); choose another")
+        shutil.rmtree(out)
+    for folder in ("SARimages", "RGBimages"):
+        (out / folder).mkdir(parents=True)
+    texts: dict[str, list[tuple[str, str | None, str]]] = {}
+    truth = {}
+    first_test = images - max(1, round(images * test_fraction))
+    for index in tqdm(range(images), desc="scenes", unit=" images"):
+        split = "train" if index < first_test else "test"
+        name = f"SIM_{index:06d}.png"
+        rng = np.random.default_rng([seed, index])
+        scene = make_scene(rng, size)
+        Image.fromarray(render_sar(scene, rng, looks)).save(out / "SARimages" / name)
+        Image.fromarray(render_optical(scene, rng)).save(out / "RGBimages" / name)
+        for _, turn in box_questions(scene.boxes, size, size, rng):
+            texts.setdefault(f"VQA/{split}/SARVQA1_{split}", []).append((name, turn.question, turn.answer))
+        for _, turn in scene_questions(scene, rng):
+            texts.setdefault(f"VQA/{split}/SARVQA2_{split}", []).append((name, turn.question, turn.answer))
+        for style, caption in (("concise", concise_caption(scene)), ("complex", complex_caption(scene))):
+            texts.setdefault(f"Caption/{_CAPTION_FILES[split][style]}", []).append((name, None, caption))
+        truth[name] = {"background": scene.background, "road": scene.road, "boxes": [asdict(box) for box in scene.boxes]}
+    for path, rows in texts.items():
+        write_texts(out / "Text" / Path(path).parent, Path(path).name, rows)
+    (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Metrics and protocols: predictions and a data folder in, scores with their uncertainty out."""

@@ -1,0 +1,40 @@
+"""How sure a score is: 95% intervals for shares and for means over images."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+RESAMPLES = 1000
+
+
+def share_with_interval(correct: Sequence[bool]) -> dict[str, float]:
+    """The share of true entries and its 95% Wilson score interval, as `{value, low, high}` in 0..1.
+
+    Questions count as independent; questions about one image are not quite, so the true interval is a little wider.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    hits = int(sum(correct))
+    interval = binomtest(hits, len(correct)).proportion_ci(confidence_level=0.95, method="wilson")
+    return {"value": hits / len(correct), "low": float(interval.low), "high": float(interval.high)}
+
+
+def mean_with_interval(scores: Sequence[float], images: Sequence[Hashable], seed: int = 0) -> dict[str, float]:
+    """The mean of `scores` and its 95% bootstrap interval over images, as `{value, low, high}` in the scores' unit.
+
+    Whole images are drawn with replacement, because the scores of one image go up and down together.
+
+    Args:
+        scores: One per caption, shape (captions,).
+        images: The image of every caption, same length.
+        seed: Of the draws; the same scores give the same interval.
+    """
+    number = {image: index for index, image in enumerate(dict.fromkeys(images))}
+    image_of = [number[image] for image in images]
+    sums, counts = np.bincount(image_of, weights=scores), np.bincount(image_of)
+    random = np.random.default_rng(seed)
+    draws = (random.integers(len(sums), size=len(sums)) for _ in range(RESAMPLES))
+    means = [sums[draw].sum() / counts[draw].sum() for draw in draws]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"value": float(np.mean(scores)), "low": float(low), "high": float(high)}

@@ -1,0 +1,255 @@
+"""Scores of answers: what counts as right, agreement with the published rule, and the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.records import Dialogue, Record, Turn, write_data_folder
+from sarlang_sft.scoring.intervals import share_with_interval
+from sarlang_sft.scoring.predictions import join_predictions, summary
+from sarlang_sft.scoring.vqa import exact_verdict, published_verdict, score_vqa
+
+SCRIPT = Path(__file__).parents[1] / "eval" / "score_vqa.py"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    if "SAR_REAL_DATA" not in os.environ:
+        pytest.skip("SAR_REAL_DATA is not set: it names the folder with official_scores/, the authors' own verdicts")
+    return Path(os.environ["SAR_REAL_DATA"])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two images: three dialogues about a harbour (one of two turns, one a caption), one about a forest."""
+    harbor = Record(
+        images=["0000001.png"],
+        width=512,
+        height=512,
+        source="SARDet-100K",
+        split="test",
+        dialogues=[
+            Dialogue("a", "vqa1", "identification", [Turn("Is there a ship?", "Yes."), Turn("A car?", "No.")]),
+            Dialogue("b", "vqa1", "counting", [Turn("How many ships?", "10")]),
+            Dialogue("c", "caption_concise", "description", [Turn("Describe.", "A harbor.")], "concise"),
+        ],
+    )
+    forest = Record(
+        images=["SN6_1.png"],
+        width=256,
+        height=256,
+        source="SpaceNet6",
+        split="test",
+        resolution_m=0.5,
+        dialogues=[Dialogue("d", "vqa2", "classification", [Turn("What area is it?", "Forest.")])],
+    )
+    write_data_folder(tmp_path / "data", [harbor, forest], [], tmp_path, {})
+    return tmp_path / "data"
+
+
+ANSWERS = {"a#0": ("Yes.", "yes, two"), "a#1": ("No.", "unknown"), "b#0": ("10", "ten"), "c#0": ("A harbor.", "?")}
+
+
+def write_predictions(path: Path, answers: dict[str, tuple[str, str]]) -> Path:
+    rows = [{"id": name, "label": label, "predict": predict} for name, (label, predict) in answers.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("label", "predict"),
+    [
+        ("yes", "Yes, there is a ship."),
+        ("No.", "no"),
+        ("No.", " **No** ship can be seen"),
+        ("Yes, there are trees.", "yes"),
+        ("2.", "two"),
+        ("21", "Twenty-one."),
+        ("5", "５"),
+        ("5", "05"),
+        ("ship, harbor", "Harbor and ship."),
+        ("car, tank, bridge", "bridges, a car, and the tank"),
+        ("aircraft.", "Airplanes"),
+        ("ship", "boat"),
+        ("harbor", "the port"),
+        ("harbor", "Harbour"),
+        ("football field", "soccer field"),
+        ("playground", "ground track field"),
+        ("building", "rooftops"),
+        ("pond", "Swimming pool"),
+        ("top left", "left top"),
+        ("upper side", "top"),
+        ("top left.", "In the upper left corner of the image"),
+        ("near center.", "near the centre"),
+        ("Forest/park.", "forest / park"),
+        ("Commercial and residential.", "residential and  commercial"),
+    ],
+)
+def test_exact_accepts_the_same_answer_in_other_words(label: str, predict: str) -> None:
+    assert exact_verdict(label, predict)
+
+
+@pytest.mark.parametrize(
+    ("label", "predict"),
+    [
+        ("1", "10"),
+        ("10", "1"),
+        ("3", "-3"),
+        ("2", "2 or 3"),
+        ("25", "2.5"),
+        ("no", "unknown"),
+        ("no", "not sure"),
+        ("no", "another north area"),
+        ("no", "yes, no doubt"),
+        ("No clear pattern.", "No"),
+        ("car", "cargo"),
+        ("car", "vehicle"),
+        ("ship", "relationship"),
+        ("aircraft", "aircraft carrier"),
+        ("ship, harbor", "ship"),
+        ("ship", "ship, harbor"),
+        ("top left", "top"),
+        ("near center", "center"),
+        ("left", "left and right"),
+        ("[10.0, 20.0, 5.0, 5.0]", "[20.0, 10.0, 5.0, 5.0]"),
+        ("yes", ""),
+        ("ship", ""),
+        ("?", "!"),
+        ("ship", "a10"),
+    ],
+)
+def test_exact_refuses_what_only_looks_alike(label: str, predict: str) -> None:
+    assert not exact_verdict(label, predict)
+
+
+def test_published_rule_keeps_its_defects_and_asks_the_judge_last() -> None:
+    assert published_verdict("", "1", "10") is True
+    assert published_verdict("", "car", "CARGO") is True
+    assert published_verdict("", "Yes", "yep") is False
+    assert published_verdict("", "Yes.", "yep") is None
+    asked = []
+
+    def judge(question: str, truth: str, prediction: str) -> str:
+        asked.append((question, truth, prediction))
+        return "1\n"
+
+    assert published_verdict("What?", "Pond", "Swimming pool", judge) is True
+    assert asked == [("what?", "pond", "swimming pool")]
+    assert published_verdict("", "pond", "lake", lambda *_: "The answer is 1.") is None
+
+
+def test_published_agrees_with_the_authors_script_on_every_row(real_data: Path) -> None:
+    lines = (real_data / "official_scores" / "vqa_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    verdicts = [
+        published_verdict(row["question"], row["ground_truth"], row["predicted"], lambda *_, row=row: row["judge"])
+        for row in rows
+    ]
+    assert len(rows) == 20_000
+    assert [int(verdict is True) for verdict in verdicts] == [row["official_correct"] for row in rows]
+
+
+def test_wilson_interval_of_a_textbook_case() -> None:
+    # z = 1.96, 8 of 10: centre (8 + z²/2) / (10 + z²), half width z sqrt(8 * 2 / 10 + z²/4) / (10 + z²)
+    share = share_with_interval([True] * 8 + [False] * 2)
+    assert share["value"] == 0.8
+    assert share["low"] == pytest.approx(0.4902, abs=1e-4)
+    assert share["high"] == pytest.approx(0.9433, abs=1e-4)
+    assert share_with_interval([False])["low"] == 0.0
+
+
+def test_score_counts_missing_as_wrong_and_breaks_down(data: Path, tmp_path: Path) -> None:
+    rows = join_predictions(write_predictions(tmp_path / "p.jsonl", ANSWERS), data, "test", captions=False)
+    result = score_vqa(rows, "exact")
+    assert (result["n"], result["answered"], result["overall"]["value"]) == (4, 3, 0.5)
+    shares = {
+        by: {name: (entry["n"], entry["value"]) for name, entry in result[by].items()}
+        for by in ("by_task", "by_subset", "by_source", "by_resolution")
+    }
+    assert shares == {
+        "by_task": {"classification": (1, 0.0), "counting": (1, 1.0), "identification": (2, 0.5)},
+        "by_subset": {"vqa1": (3, pytest.approx(2 / 3)), "vqa2": (1, 0.0)},
+        "by_source": {"SARDet-100K": (3, pytest.approx(2 / 3)), "SpaceNet6": (1, 0.0)},
+        "by_resolution": {"0.5": (1, 0.0), "unknown": (3, pytest.approx(2 / 3))},
+    }
+    assert "1 of 4 have no prediction and count as wrong: d#0" in summary(result, rows)
+
+
+def test_published_without_judge_reports_what_is_undecided(data: Path, tmp_path: Path) -> None:
+    rows = join_predictions(write_predictions(tmp_path / "p.jsonl", ANSWERS), data, "test", captions=False)
+    result = score_vqa(rows, "published")
+    # "Yes." and "No." with their full stops are neither substrings nor in the closed list; "ten" is not "10".
+    assert (result["overall"]["value"], result["undecided"], result["upper_bound"]) == (0.0, 2, 0.5)
+    judged = score_vqa(rows, "published", judge=lambda *_: "1")
+    assert (judged["overall"]["value"], judged["undecided"], judged["upper_bound"]) == (0.5, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "a#0", "label"', "line 3: no valid JSON"),
+        ("", "line 3: no valid JSON"),
+        ("[1]", "line 3: must be an object"),
+        ('{"id": "d#0", "label": "Forest.", "predict": null}', "line 3: must be an object"),
+        ('{"id": "z#0", "label": "", "predict": ""}', "line 3: id 'z#0' is not in split test"),
+        ('{"id": "a#0", "label": "Yes.", "predict": "no"}', "line 3: id 'a#0' was already answered in line 1"),
+        ('{"id": "d#0", "label": "Urban.", "predict": ""}', "line 3: label 'Urban.' of 'd#0' is not the answer"),
+    ],
+)
+def test_bad_predictions_are_named_by_file_and_line(data: Path, tmp_path: Path, line: str, message: str) -> None:
+    good = {name: ANSWERS[name] for name in ("a#0", "b#0")}
+    path = write_predictions(tmp_path / "p.jsonl", good)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(InputError) as error:
+        join_predictions(path, data, "test", captions=False)
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_nothing_to_score_is_an_error(data: Path, tmp_path: Path) -> None:
+    empty = write_predictions(tmp_path / "p.jsonl", {})
+    with pytest.raises(InputError, match="no prediction for any of the 4 VQA questions"):
+        join_predictions(empty, data, "test", captions=False)
+    with pytest.raises(InputError, match="split val has no VQA questions"):
+        join_predictions(empty, data, "val", captions=False)
+    with pytest.raises(InputError, match="no such file"):
+        join_predictions(tmp_path / "absent.jsonl", data, "test", captions=False)
+    with pytest.raises(InputError, match="no questions to score"):
+        score_vqa([], "exact")
+
+
+def run_script(*options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+
+
+def test_command_line_writes_the_result_and_prints_it(data: Path, tmp_path: Path) -> None:
+    predictions, out = write_predictions(tmp_path / "p.jsonl", ANSWERS), tmp_path / "scores" / "vqa.json"
+    done = run_script("--predictions", predictions, "--data", data, "--protocol", "published", "--out", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert {"protocol", "n", "answered", "overall", "by_task", "by_subset", "by_source", "by_resolution"} <= set(
+        result
+    )
+    assert set(result["overall"]) == {"value", "low", "high"}
+    assert "2 of 4 answers need the published protocol's judge" in done.stdout
+    assert "no prediction and count as wrong: d#0" in done.stdout
+    assert str(out) in done.stdout
+
+
+def test_command_line_refuses_bad_input_with_exit_code_2(data: Path, tmp_path: Path) -> None:
+    predictions, out = write_predictions(tmp_path / "p.jsonl", ANSWERS), tmp_path / "vqa.json"
+    predictions.write_text(predictions.read_text() + "{torn")
+    bad = run_script("--predictions", predictions, "--data", data, "--out", out)
+    assert bad.returncode == 2
+    assert f"error: {predictions}: line 5: no valid JSON" in bad.stderr
+    assert "Traceback" not in bad.stderr
+    assert not out.exists()
+    write_predictions(predictions, ANSWERS)
+    bad = run_script("--predictions", predictions, "--data", data, "--out", out, "--protocol", "strict")
+    assert bad.returncode == 2
+    assert "--protocol strict: must be one of exact, published" in bad.stderr
