@@ -31,7 +31,9 @@ def to_messages(turns: Sequence[dict[str, str]], images: int, answered: bool = T
     return messages if answered else messages[:-1]
 
 
-def supervised_tokens(processor: ProcessorMixin, backbone: Backbone, messages: list[Message]) -> tuple[list[int], list[bool]]:
+def supervised_tokens(
+    processor: ProcessorMixin, backbone: Backbone, messages: list[Message]
+) -> tuple[list[int], list[bool]]:
     """Token ids before image expansion, and which of them stand inside the template's generation markers."""
     rendered = processor.tokenizer.apply_chat_template(
         messages,
@@ -99,7 +101,9 @@ class DialogueCollator:
         seed = int(torch.randint(2**62, ()))  # torch's generator is seeded per worker and saved with checkpoints
         rng = np.random.default_rng(seed) if self.augment else None
         pictures = [
-            load_picture(path_inside(self.image_root, image), self.image_ops, rng) for row in rows for image in row["images"]
+            load_picture(path_inside(self.image_root, image), self.image_ops, rng)
+            for row in rows
+            for image in row["images"]
         ]
         conversations = [to_messages(row["turns"], len(row["images"])) for row in rows]
         batch = self.processor(
@@ -121,6 +125,8 @@ class DialogueCollator:
             tokens = batch["input_ids"][index, :length]
             kept = torch.tensor(expand_mask(ids, mask, tokens.tolist(), self.image_token_id))
             if not kept.any():
-                raise InputError(f"dialogue {row['id']}: no token carries loss; its answers are empty or not supervised")
+                raise InputError(
+                    f"dialogue {row['id']}: no token carries loss; its answers are empty or not supervised"
+                )
             labels[index, :length][kept] = tokens[kept]
         return {**batch, "labels": labels}

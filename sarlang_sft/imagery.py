@@ -22,13 +22,17 @@ def path_inside(root: Path, relative: str) -> Path:
     return path
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels from the file's header alone; raises [`InputError`] if it is no readable image."""
+def header_size(root: Path, relative: str) -> tuple[int, int] | str:
+    """(width, height) in pixels from the file's header alone, or the reason why the image cannot be used."""
+    try:
+        path = path_inside(root, relative)
+    except InputError:
+        return "path leaves the image root"
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: unreadable image: {error}") from error
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return "image unreadable"
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -178,7 +178,9 @@ def read_manifest(data: Path) -> dict[str, Any]:
     """The manifest of a data folder; raises [`InputError`] if `data` is none."""
     path = Path(data) / "manifest.json"
     if not path.is_file():
-        raise InputError(f"--data {data}: no data folder (manifest.json is missing); make one with data_prep/convert_*.py")
+        raise InputError(
+            f"--data {data}: no data folder (manifest.json is missing); make one with data_prep/convert_*.py"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

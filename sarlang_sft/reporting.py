@@ -1,6 +1,26 @@
-"""What people look at: tables on the screen, contact sheets and summaries."""
+"""What people look at: tables on the screen, baselines to hold scores against, contact sheets, confusion matrices."""
 
+import re
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import matplotlib
+import numpy as np
+
+from sarlang_sft.imagery import path_inside, read_image
+from sarlang_sft.records import read_dialogue_table
+from sarlang_sft.scenes import CLASSES
+from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
+from sarlang_sft.scoring.vqa import exact_verdict
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_CLASS_NAME = re.compile(rf"\b({'|'.join(CLASSES)})s?\b", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def print_manifest(manifest: dict[str, Any]) -> None:
@@ -9,6 +29,115 @@ def print_manifest(manifest: dict[str, Any]) -> None:
         for subset, tasks in subsets.items():
             listed = ", ".join(f"{task} {count:,}" for task, count in sorted(tasks.items()))
             print(f"  {split:5} {subset:16} {sum(tasks.values()):>9,}  ({listed})")
-    print(f"  read {manifest['read']:,} = accepted {manifest['accepted']:,} + rejected {sum(manifest['rejected'].values()):,}")
+    rejected = sum(manifest["rejected"].values())
+    print(f"  read {manifest['read']:,} = accepted {manifest['accepted']:,} + rejected {rejected:,}")
     for reason, count in manifest["rejected"].items():
         print(f"  rejected: {reason} {count:,} (see rejected.jsonl)")
+
+
+def question_form(question: str) -> str:
+    """A question with class names and numbers masked, so that questions of one form are counted together."""
+    return _NUMBER.sub("#", _CLASS_NAME.sub("<class>", question))
+
+
+def majority_answers(data: Path) -> dict[str, str]:
+    """The most frequent training answer of every question form: what is right without looking or reading closely."""
+    answers: dict[str, Counter] = defaultdict(Counter)
+    for row in read_dialogue_table(data, "train").select(["task", "turns"]).to_pylist():
+        if row["task"] != CAPTION_TASK:
+            for turn in row["turns"]:
+                answers[question_form(turn["question"])][turn["answer"]] += 1
+    return {form: counter.most_common(1)[0][0] for form, counter in answers.items()}
+
+
+def majority_verdicts(data: Path, rows: Sequence[Row]) -> list[bool]:
+    """Whether the majority answer is right, for every row; a form never seen in training counts as wrong."""
+    answers = majority_answers(data)
+    return [exact_verdict(row.label, answers.get(question_form(row.question), "")) for row in rows]
+
+
+def verdicts(rows: Sequence[Row]) -> list[bool]:
+    """Whether each prediction is right under the protocol `exact`; a missing one is wrong."""
+    return [row.predict is not None and exact_verdict(row.label, row.predict) for row in rows]
+
+
+def accuracy_by_task(rows: Sequence[Row], columns: dict[str, list[bool]]) -> dict[str, dict[str, float]]:
+    """Accuracy (0-1) of every column of verdicts, by task and over `all`, with `n` questions."""
+    tasks = sorted({row.task for row in rows})
+    groups = {task: [index for index, row in enumerate(rows) if row.task == task] for task in tasks}
+    groups["all"] = list(range(len(rows)))
+    return {
+        task: {"n": len(group)} | {name: float(np.mean([flags[i] for i in group])) for name, flags in columns.items()}
+        for task, group in groups.items()
+    }
+
+
+def accuracy_table(accuracies: dict[str, dict[str, float]]) -> str:
+    """Accuracies in percent as a table for the screen."""
+    names = [name for name in accuracies["all"] if name != "n"]
+    lines = [f"{'task':18}{'n':>7}" + "".join(f"{name:>11}" for name in names)]
+    for task, entry in accuracies.items():
+        lines.append(f"{task:18}{entry['n']:7}" + "".join(f"{100 * entry[name]:10.1f}%" for name in names))
+    return "\n".join(lines)
+
+
+def contact_sheet(
+    before: Sequence[Row], after: Sequence[Row], image_root: Path, path: Path, samples: int = 12
+) -> None:
+    """Write a picture of test images, each with a question, its truth, and the answers before and after tuning.
+
+    Images are spread evenly over the split and tasks take turns, so that nothing is picked by how well it went.
+    """
+    by_task: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(after):
+        by_task[row.task].append(index)
+    tasks = sorted(by_task)
+    chosen = []
+    for place in range(samples):
+        members = by_task[tasks[place % len(tasks)]]
+        chosen.append(members[(place * len(members)) // samples])
+    figure, axes = plt.subplots(-(-samples // 4), 4, figsize=(14, 4.1 * -(-samples // 4)))
+    for axis, index in zip(axes.flat, chosen, strict=False):
+        row = after[index]
+        axis.imshow(read_image(path_inside(image_root, row.images[0])).astype(np.uint8))
+        axis.set_axis_off()
+        question = row.question.removeprefix("Question: ").removesuffix(". Answer the question concisely.")
+        axis.set_title("\n".join(textwrap.wrap(question, 44)), fontsize=8)
+        lines = [("truth", row.label, "black")]
+        for name, answered in (("before", before[index]), ("after", row)):
+            right = verdicts([answered])[0]
+            lines.append((name, answered.predict or "-", "tab:green" if right else "tab:red"))
+        for line, (name, text, colour) in enumerate(lines):
+            shown = f"{name}: {textwrap.shorten(text, 48)}"
+            axis.text(0, -0.05 - 0.075 * line, shown, color=colour, fontsize=9, va="top", transform=axis.transAxes)
+    figure.tight_layout(h_pad=4)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def confusion_picture(rows: Sequence[Row], path: Path, title: str) -> float:
+    """Write the confusion matrix of a classification question as a picture; returns the accuracy (0-1).
+
+    Predictions that are no class of the truth are counted under `other`.
+    """
+    names = sorted({row.label for row in rows})
+    columns = [*names, "other"]
+    counts = np.zeros((len(names), len(columns)), dtype=int)
+    for row in rows:
+        predicted = next((name for name in names if exact_verdict(name, row.predict or "")), "other")
+        counts[names.index(row.label), columns.index(predicted)] += 1
+    figure, axis = plt.subplots(figsize=(7.5, 6.5))
+    axis.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(counts):
+        dark = counts[i, j] > 0.5 * counts[i].sum()
+        axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axis.set_xticks(range(len(columns)), [name.rstrip(".") for name in columns], rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), [name.rstrip(".") for name in names])
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("truth")
+    accuracy = float(np.trace(counts) / counts.sum())
+    axis.set_title(f"{title}: {100 * accuracy:.1f} % of {len(rows)}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    return accuracy

@@ -20,7 +20,9 @@ _CAPTION_FILES = {
 }
 
 
-def write_sample(out: Path, images: int, seed: int, test_fraction: float = 0.2, size: int = 96, looks: float = 4) -> None:
+def write_sample(
+    out: Path, images: int, seed: int, test_fraction: float = 0.2, size: int = 96, looks: float = 4
+) -> None:
     """Write `SARimages/`, `RGBimages/`, `Text/Caption/`, `Text/VQA/` and `truth.json`; same seed, same bytes.
 
     Args:
@@ -57,7 +59,11 @@ def write_sample(out: Path, images: int, seed: int, test_fraction: float = 0.2, 
             texts.setdefault(f"VQA/{split}/SARVQA2_{split}", []).append((name, turn.question, turn.answer))
         for style, caption in (("concise", concise_caption(scene)), ("complex", complex_caption(scene))):
             texts.setdefault(f"Caption/{_CAPTION_FILES[split][style]}", []).append((name, None, caption))
-        truth[name] = {"background": scene.background, "road": scene.road, "boxes": [asdict(box) for box in scene.boxes]}
+        truth[name] = {
+            "background": scene.background,
+            "road": scene.road,
+            "boxes": [asdict(box) for box in scene.boxes],
+        }
     for path, rows in texts.items():
         write_texts(out / "Text" / Path(path).parent, Path(path).name, rows)
     (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")

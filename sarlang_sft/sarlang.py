@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.imagery import IMAGE_SUFFIXES, image_size, path_inside
+from sarlang_sft.imagery import IMAGE_SUFFIXES, header_size
 from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val, file_hash
 
 CAPTION_PROMPT = "Describe the content of this image in one sentence."
@@ -50,7 +50,10 @@ TASK_PATTERNS = [
         (r"^\s*how many\b", "counting"),
         (r"^\s*where\b|\bpositioned\b", "positioning"),
         (r"^\s*(is|are|does|do|has|have|can)\b", "identification"),
-        (r"^\s*(what|which) (type|kind) of area\b|\bcategor(y|ies)\b|^\s*(what|which) (class|object)", "classification"),
+        (
+            r"^\s*(what|which) (type|kind) of area\b|\bcategor(y|ies)\b|^\s*(what|which) (class|object)",
+            "classification",
+        ),
     ]
 ]
 
@@ -105,11 +108,13 @@ def find_text_files(root: Path) -> dict[str, Path]:
         for name in sorted(names):
             path = Path(folder, name)
             key = re.sub(r"[-_ ]", "", path.stem.lower())
-            if key in TEXT_FILES and path.suffix.lower() in (".json", ".csv"):
-                if key not in found or path.suffix.lower() == ".json":
-                    found[key] = path
+            suffix = path.suffix.lower()
+            if key in TEXT_FILES and (suffix == ".json" or (suffix == ".csv" and key not in found)):
+                found[key] = path
     if not found:
-        raise InputError(f"--root {root}: no text file of the release below it (such as Text/VQA/train/SARVQA1_train.json)")
+        raise InputError(
+            f"--root {root}: no text file of the release below it (such as Text/VQA/train/SARVQA1_train.json)"
+        )
     return {key: found[key] for key in TEXT_FILES if key in found}
 
 
@@ -213,7 +218,7 @@ def convert(
             relative, problem = _locate(row, images)
             if relative and not problem:
                 if relative not in sizes:
-                    sizes[relative] = _header(image_root, relative)
+                    sizes[relative] = header_size(image_root, relative)
                 if isinstance(sizes[relative], str):
                     problem = sizes[relative]
             if problem:
@@ -225,9 +230,11 @@ def convert(
                 record = Record([relative], width, height, source_of(Path(relative).stem), file.split)
                 records[relative, file.split] = record
             record.dialogues.append(_dialogue(f"{path.stem}:{row.number}", row, file, prompts, prefixed))
-    return carve_val(list(records.values()), val_fraction), rejections, {
-        str(path.relative_to(root)): file_hash(path) for path in files.values()
-    }
+    return (
+        carve_val(list(records.values()), val_fraction),
+        rejections,
+        {str(path.relative_to(root)): file_hash(path) for path in files.values()},
+    )
 
 
 def _locate(row: Row, images: dict[str, str]) -> tuple[str | None, str | None]:
@@ -243,18 +250,6 @@ def _locate(row: Row, images: dict[str, str]) -> tuple[str | None, str | None]:
     if relative is None:
         return None, "path leaves the image root" if ".." in parts else "image not found"
     return relative, None
-
-
-def _header(image_root: Path, relative: str) -> tuple[int, int] | str:
-    """(width, height) of an image, or why it cannot be used."""
-    try:
-        path = path_inside(image_root, relative)
-    except InputError:
-        return "path leaves the image root"
-    try:
-        return image_size(path)
-    except InputError:
-        return "image unreadable"
 
 
 def _dialogue(identifier: str, row: Row, file: TextFile, prompts: Prompts, prefixed: bool) -> Dialogue:
@@ -280,7 +275,9 @@ def write_texts(folder: Path, stem: str, rows: list[tuple[str, str | None, str]]
     with open(folder / f"{stem}.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["Image Name", "Caption"] if captions else ["Image Name", "Question", "Answer"])
-        writer.writerows([image, answer] if captions else [image, question, answer] for image, question, answer in rows)
+        writer.writerows(
+            [image, answer] if captions else [image, question, answer] for image, question, answer in rows
+        )
     samples = [
         {
             "messages": [

@@ -1,9 +1,9 @@
 """A small simulator of scenes with their truth, seen by a radar and by an optical camera.
 
-A scene is a land-cover map, a height map and targets of the six SARDet-100K classes with boxes. The radar looks from the
-left: surfaces return their sigma0 with gamma speckle, walls that face the sensor return a bright double bounce and lie
-over towards it, and everything tall throws a shadow to the right. The optical rendering shows the same ground in colour.
-It is a teaching aid and a test bed, no substitute for measured data.
+A scene is a land-cover map, a height map and targets of the six SARDet-100K classes with boxes. The radar looks from
+the left: surfaces return their sigma0 with gamma speckle, walls that face the sensor return a bright double bounce and
+lie over towards it, and everything tall throws a shadow to the right. The optical rendering shows the same ground in
+colour. It is a teaching aid and a test bed, no substitute for measured data.
 """
 
 import math
@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from sarlang_sft.records import Box
 
 CLASSES = ("ship", "aircraft", "car", "tank", "bridge", "harbor")
+FREQUENCIES = (0.32, 0.22, 0.20, 0.10, 0.08, 0.08)  # uneven, as in real sets, where ships lead
 BACKGROUNDS = ("forest", "fields", "buildings", "open water")
 
 
@@ -88,7 +89,7 @@ def make_scene(rng: np.random.Generator, size: int = 96) -> Scene:
     upright = rng.random() < 0.5  # groups stand side by side, or lie one above the other
     slots = ("left", "center", "right") if upright else ("top", "center", "bottom")
     chosen = rng.permutation(3)[: int(rng.integers(1, 4))]
-    labels = rng.permutation(CLASSES)[: len(chosen)]
+    labels = rng.choice(CLASSES, len(chosen), replace=False, p=FREQUENCIES)
     for slot, label in zip(chosen, labels, strict=True):
         road &= ~_lay_group(scene, str(label), slots[slot], upright, rng)
     if road.sum() < size:
@@ -111,7 +112,9 @@ def _rectangle(x: float, y: float, length: float, width: float, angle: float = 0
     return _shape([(-1, -1), (1, -1), (1, 1), (-1, 1)], x, y, length, width, angle)
 
 
-def _shape(outline: list[tuple[float, float]], x: float, y: float, length: float, width: float, angle: float) -> np.ndarray:
+def _shape(
+    outline: list[tuple[float, float]], x: float, y: float, length: float, width: float, angle: float
+) -> np.ndarray:
     """An outline in [-1, 1]^2, scaled to length x width, turned by `angle` and moved to (x, y)."""
     points = np.array(outline) * (length / 2, width / 2)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -135,7 +138,9 @@ def _lay_background(scene: Scene, rng: np.random.Generator) -> None:
                 x, y = (column + 0.5) * step, (row + 0.5) * step
                 if scene.field_shape == "Circular":
                     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-                    _paint(scene, np.stack([x + 0.45 * step * np.cos(turn), y + 0.45 * step * np.sin(turn)], 1), "crop")
+                    _paint(
+                        scene, np.stack([x + 0.45 * step * np.cos(turn), y + 0.45 * step * np.sin(turn)], 1), "crop"
+                    )
                 elif (row + column) % 2:
                     _paint(scene, _rectangle(x, y, step, step), "crop")
     else:
@@ -159,7 +164,7 @@ def _lay_road(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return _paint(scene, _rectangle(centre[0], centre[1], 3 * scene.size, 0.06 * scene.size, angle), "road")
 
 
-# The ground that each class stands on, how many there may be, and its length, width and height as fractions of the scene.
+# By class: the ground it stands on, how many there may be, and length, width and height as fractions of the scene.
 _GROUP = {
     "ship": ("water", 4, 0.15, 0.05, 0.03),
     "aircraft": ("apron", 4, 0.15, 0.15, 0.02),
@@ -183,7 +188,13 @@ _OUTLINE = {"ship": _SHIP, "aircraft": _AIRCRAFT, "harbor": _HARBOR}
 def _lay_group(scene: Scene, label: str, region: str, upright: bool, rng: np.random.Generator) -> np.ndarray:
     """Lay a patch of ground in one third of the scene, one to four targets of one class on it; returns its mask."""
     size = scene.size
-    third = {"left": (1 / 6, 0.5), "right": (5 / 6, 0.5), "top": (0.5, 1 / 6), "bottom": (0.5, 5 / 6), "center": (0.5, 0.5)}
+    third = {
+        "left": (1 / 6, 0.5),
+        "right": (5 / 6, 0.5),
+        "top": (0.5, 1 / 6),
+        "bottom": (0.5, 5 / 6),
+        "center": (0.5, 0.5),
+    }
     x, y = np.array(third[region]) * size
     long_side, short_side = 0.66 * size, 0.31 * size
     ground, most, length, width, height = _GROUP[label]
@@ -214,7 +225,10 @@ def render_sar(scene: Scene, rng: np.random.Generator, looks: float = 4.0) -> np
     Speckle is multiplicative: intensity times a gamma variate of mean 1 and variance 1/`looks` (Goodman's model of
     multi-look intensity).
     """
-    decibel = _SIGMA0[scene.ground] + _TEXTURE[scene.ground] * gaussian_filter(rng.standard_normal(scene.ground.shape), 1) * 3
+    decibel = (
+        _SIGMA0[scene.ground]
+        + _TEXTURE[scene.ground] * gaussian_filter(rng.standard_normal(scene.ground.shape), 1) * 3
+    )
     height = scene.height
     intensity = 10 ** (decibel / 10)
     facing = height - np.pad(height, ((0, 0), (1, 0)), mode="edge")[:, :-1]

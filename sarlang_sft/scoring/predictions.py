@@ -144,6 +144,17 @@ def break_down(rows: Sequence[Row], score: Callable[[list[int]], dict[str, Any]]
     return result
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises [`InputError`] if it is missing or none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object")
+    return content
+
+
 def write_result(out: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON; the file appears complete or not at all. Raises [`InputError`] if `out` is a folder."""
     if out.is_dir():

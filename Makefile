@@ -1,0 +1,45 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11+, make and git.
+PYTHON ?= python3
+PY := .venv/bin/python
+OUT := outputs/demo
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test test-all lint clean
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed, found ' + sys.version"
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# The whole road on a tiny model: simulated scenes, optical teaching, LoRA on radar, answers, merge, report.
+demo: setup
+	rm -rf $(OUT)
+	$(PY) data_prep/make_sample.py --out $(OUT)/sample --images 2000 --seed 0
+	$(PY) data_prep/convert_sarlang.py --root $(OUT)/sample --out $(OUT)/data
+	$(PY) data_prep/convert_sarlang.py --root $(OUT)/sample --image_root $(OUT)/sample/RGBimages --out $(OUT)/data_optical
+	$(PY) recipes/qwen_full.py
+	$(PY) recipes/qwen_lora.py
+	$(PY) recipes/merge_adapter.py --base $(OUT)/base --adapter $(OUT)/lora --out $(OUT)/merged
+	$(PY) eval/generate.py --model $(OUT)/base --data $(OUT)/data --out $(OUT) --name predictions_before
+	$(PY) eval/generate.py --model $(OUT)/base --adapter $(OUT)/lora --data $(OUT)/data --out $(OUT) --name predictions_after
+	$(PY) eval/generate.py --model $(OUT)/base --adapter $(OUT)/lora --data $(OUT)/data --out $(OUT) --name predictions_blind --exchange_images --subsets vqa1 vqa2
+	$(PY) eval/score_vqa.py --predictions $(OUT)/predictions_after.jsonl --data $(OUT)/data --out $(OUT)/scores_vqa.json
+	$(PY) eval/score_caption.py --predictions $(OUT)/predictions_after.jsonl --data $(OUT)/data --out $(OUT)/scores_caption.json
+	$(PY) eval/report.py --run $(OUT) --data $(OUT)/data
+
+test: setup lint
+	$(PY) -m pytest -m "not slow"
+
+test-all: setup lint
+	$(PY) -m pytest
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf outputs .pytest_cache .ruff_cache build *.egg-info

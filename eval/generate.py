@@ -1,0 +1,53 @@
+"""Answer every question of a split, greedily.
+
+    python eval/generate.py --model Qwen/Qwen2.5-VL-7B-Instruct --adapter runs/qwen --data data/sarlang \
+        --out runs/qwen/eval
+
+Writes predictions.jsonl; a half-written file is continued. `--exchange_images` shows every question another scene's
+image: what is still answered rightly is known without seeing.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sarlang_sft.configuration import parse_arguments
+from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.inference import exchange_images, load_tuned, predict_to_file, read_questions
+from sarlang_sft.records import image_root_of
+
+
+@dataclass
+class GenerateArguments:
+    model: str = field(metadata={"help": "Folder or hub name of the model."})
+    data: str = field(metadata={"help": "Data folder."})
+    out: str = field(metadata={"help": "Folder for predictions.jsonl."})
+    adapter: str | None = field(default=None, metadata={"help": "Folder of the adapter."})
+    split: str = field(default="test", metadata={"help": "train, val or test."})
+    image_root: str | None = field(
+        default=None, metadata={"help": "Folder of the images; default: the data folder's."}
+    )
+    subsets: list[str] = field(default_factory=list, metadata={"help": "Only these, e.g. vqa1 vqa2; default: all."})
+    limit: int | None = field(default=None, metadata={"help": "Only the first N questions."})
+    exchange_images: bool = field(default=False, metadata={"help": "Show every question another scene's image."})
+    name: str = field(default="predictions", metadata={"help": "Name of the file, without .jsonl."})
+    batch_size: int = field(default=16, metadata={"help": "Questions answered together."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer."})
+    dtype: str = field(default="auto", metadata={"help": "bfloat16, float16, float32, or as stored (auto)."})
+    max_pixels: int | None = field(default=None, metadata={"help": "Pixel budget; default: the processor's own."})
+
+
+def main() -> None:
+    (args,) = parse_arguments([GenerateArguments], __doc__)
+    image_root = image_root_of(Path(args.data), args.image_root)
+    questions = read_questions(Path(args.data), args.split, args.subsets, args.limit)
+    if args.exchange_images:
+        questions = exchange_images(questions)
+    tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels)
+    path = Path(args.out) / f"{args.name}.jsonl"
+    count = predict_to_file(tuned, questions, image_root, path, args.batch_size, args.max_new_tokens)
+    print(f"{count} answers written, {len(questions)} in all: {path}")
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        main()

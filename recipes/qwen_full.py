@@ -1,0 +1,58 @@
+"""Full fine-tuning of a Qwen-VL model on a data folder.
+
+    python recipes/qwen_full.py                                     # the demo's base: a tiny model on optical scenes
+    torchrun --nproc_per_node 8 recipes/qwen_full.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct \
+        --data data/sarlang --output_dir runs/qwen_3b_full --deepspeed deepspeed_configs/zero3.json
+
+The loss is on the answers only. The language model trains; `--projector full` and `--vision_tower full` add theirs.
+The model, its processor and its image operations land in `output_dir`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sarlang_sft.backbones import find_backbone, load_processor
+from sarlang_sft.configuration import parse_arguments
+from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.training import (
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+    build_trainer,
+    check_supervision,
+    load_model,
+    make_collator,
+    make_missing_inputs,
+    save_result,
+)
+from sarlang_sft.tuning import TuningArguments
+
+DEMO = Path(__file__).parent / "configs" / "demo_base.yaml"
+
+
+@dataclass
+class FullTuningArguments(TuningArguments):
+    """How each component is tuned; here the language model in full by default."""
+
+    language_model: str = field(default="full", metadata={"help": "frozen, lora or full"})
+
+
+def main() -> None:
+    arguments = [ModelArguments, FullTuningArguments, DataArguments, TrainArguments]
+    model_args, tuning, data, training = parse_arguments(arguments, __doc__, DEMO)
+    make_missing_inputs(model_args, data, training)
+
+    backbone = find_backbone(model_args.model_name_or_path)
+    processor = load_processor(model_args.model_name_or_path, backbone, data.max_pixels)
+    collator = make_collator(processor, backbone, data, augment=True)
+    check_supervision(collator, data)
+
+    model = load_model(model_args, backbone)
+    trainer = build_trainer(model, backbone, tuning, data, training, collator)
+    result = trainer.train()
+    save_result(trainer, data, result.metrics)
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        main()

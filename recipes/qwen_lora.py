@@ -1,0 +1,51 @@
+"""LoRA fine-tuning of a Qwen-VL model on a data folder.
+
+    python recipes/qwen_lora.py                                     # the demo: a tiny model on simulated scenes, CPU
+    torchrun --nproc_per_node 8 recipes/qwen_lora.py --config recipes/configs/qwen2_5_vl_7b_lora.yaml
+    torchrun --nproc_per_node 8 recipes/qwen_lora.py --config recipes/configs/qwen2_5_vl_7b_lora.yaml \
+        --deepspeed deepspeed_configs/zero2.json
+
+The loss is on the answers only. Adapters sit on the language model's linear layers; `--projector lora` and
+`--vision_tower lora` add theirs. The adapter, its processor and its image operations land in `output_dir`.
+"""
+
+from pathlib import Path
+
+from sarlang_sft.backbones import find_backbone, load_processor
+from sarlang_sft.configuration import parse_arguments
+from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.training import (
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+    build_trainer,
+    check_supervision,
+    load_model,
+    make_collator,
+    make_missing_inputs,
+    save_result,
+)
+from sarlang_sft.tuning import TuningArguments
+
+DEMO = Path(__file__).parent / "configs" / "demo.yaml"
+
+
+def main() -> None:
+    arguments = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
+    model_args, tuning, data, training = parse_arguments(arguments, __doc__, DEMO)
+    make_missing_inputs(model_args, data, training)
+
+    backbone = find_backbone(model_args.model_name_or_path)
+    processor = load_processor(model_args.model_name_or_path, backbone, data.max_pixels)
+    collator = make_collator(processor, backbone, data, augment=True)
+    check_supervision(collator, data)
+
+    model = load_model(model_args, backbone)
+    trainer = build_trainer(model, backbone, tuning, data, training, collator)
+    result = trainer.train()
+    save_result(trainer, data, result.metrics)
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        main()

@@ -1,0 +1,74 @@
+"""Class folders, `<split>/<class>/<image>`, to records: how recognition sets such as MSTAR come in."""
+
+import random
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.imagery import IMAGE_SUFFIXES, header_size
+from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+CLASSIFICATION = "What is the category of the target in the image?"
+DIALOGUES_PER_IMAGE = 4
+
+
+def convert_folders(
+    root: Path, source: str, val_fraction: float, caption_prompt: str, vqa_prompt: str, seed: int
+) -> tuple[list[Record], list[Rejection]]:
+    """Four dialogues per image: its class, a yes and a no question, and a general caption.
+
+    The class asked for by the no question is drawn by `seed` and the image's path. Folder names are the class names,
+    as they are. `val` is carved from `train` where there is no folder for it.
+
+    Args:
+        root: Holds one folder per split (train, val, test, in any case), each with one folder per class.
+        vqa_prompt: Holds `{question}`.
+
+    Raises:
+        InputError: There is no split folder, or fewer than two classes.
+    """
+    if not root.is_dir():
+        raise InputError(f"--root {root}: no such folder")
+    splits = {path: SPLIT_NAMES[path.name.lower()] for path in _folders(root) if path.name.lower() in SPLIT_NAMES}
+    if not splits:
+        raise InputError(f"--root {root}: no folder named train, val or test in it")
+    classes = sorted({path.name for split in splits for path in _folders(split)})
+    if len(classes) < 2:
+        raise InputError(f"--root {root}: needs at least two class folders in its splits, found {classes}")
+    records: list[Record] = []
+    rejections: list[Rejection] = []
+    files = [path for split in splits for path in sorted(split.glob("*/*")) if path.is_file()]
+    for path in tqdm(files, desc=root.name, unit=" images"):
+        relative = path.relative_to(root).as_posix()
+        size = header_size(root, relative) if path.suffix.lower() in IMAGE_SUFFIXES else "not an image file"
+        if isinstance(size, str):
+            rejections += [Rejection(relative, row, relative, size) for row in range(1, DIALOGUES_PER_IMAGE + 1)]
+            continue
+        label = path.parent.name
+        other = random.Random(f"{seed}/{relative}").choice([name for name in classes if name != label])
+        asked = [
+            ("classification", vqa_prompt.replace("{question}", CLASSIFICATION), f"{label}."),
+            ("identification", vqa_prompt.replace("{question}", f"Is there a {label} in the image?"), "Yes."),
+            ("identification", vqa_prompt.replace("{question}", f"Is there a {other} in the image?"), "No."),
+            ("description", caption_prompt, f"A SAR image of a {label}."),
+        ]
+        dialogues = [
+            Dialogue(f"{relative}:{row}", "folders", task, [Turn(question, answer)])
+            for row, (task, question, answer) in enumerate(asked, 1)
+        ]
+        split = splits[path.parent.parent]
+        records.append(Record([relative], *size, source, split, dialogues=dialogues))
+    return records if "val" in splits.values() else carve_val(records, val_fraction), rejections
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir())

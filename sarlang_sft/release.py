@@ -1,0 +1,108 @@
+"""An adapter merged into its base model, and the proof that the merged model is the adapted one."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.imagery import save_ops
+from sarlang_sft.inference import Asked, TunedModel, encode, load_tuned
+from sarlang_sft.sarlang import CAPTION_PROMPT, VQA_PROMPT
+
+# Largest logit difference allowed, as a part of the logits' standard deviation: rounding of the merged weights.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+REPORT = "merge_report.json"
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What the parity check measured, over the logits of all sample inputs.
+
+    `max_abs_diff` is between merged and adapted model, `effect` between adapted model and base, `logit_std` is the
+    standard deviation of the adapted model's logits.
+    """
+
+    max_abs_diff: float
+    effect: float
+    logit_std: float
+    dtype: str
+    samples: int
+
+
+def sample_inputs(tuned: TunedModel) -> list[dict[str, torch.Tensor]]:
+    """Model inputs of three noise pictures with a caption prompt, a question, and a text-only question."""
+    rng = np.random.default_rng(0)
+    side = 4 * tuned.processor.image_processor.patch_size * tuned.processor.image_processor.merge_size
+    pictures = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(2)]
+    question = VQA_PROMPT.replace("{question}", "How many ships are in the image?")
+    return [
+        encode(tuned, [Asked(shown, [{"question": text, "answer": ""}])])
+        for shown, text in [(pictures[:1], CAPTION_PROMPT), (pictures[1:], question), ([], question)]
+    ]
+
+
+@torch.inference_mode()
+def _logits(tuned: TunedModel, inputs: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    return torch.cat([tuned.model(**item).logits.flatten().float().cpu() for item in inputs])
+
+
+def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> MergeReport:
+    """Write base + adapter as one checkpoint with its processor and image operations, checked before it appears.
+
+    Args:
+        dtype: Of the merged weights; `auto` keeps the base's.
+
+    Raises:
+        InputError: `out` exists, the adapter does not fit the base or changes nothing.
+        RuntimeError: The merged checkpoint, loaded from its folder, has other keys than the base or other logits than
+            the adapted model.
+    """
+    if out.exists():
+        raise InputError(f"--out {out}: exists; choose another folder")
+    plain = load_tuned(base, None, dtype)
+    tuned = load_tuned(base, adapter, dtype)
+    weights_dtype = plain.model.dtype
+    inputs = sample_inputs(tuned)
+    before, adapted = _logits(plain, inputs), _logits(tuned, inputs)
+    base_keys = set(plain.model.state_dict())
+    del plain
+    if torch.equal(before, adapted):
+        raise InputError(
+            f"--adapter {adapter}: changes no logit of the base; it is untrained or belongs to another model"
+        )
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    building.chmod(0o755)
+    try:
+        tuned.model.merge_and_unload().save_pretrained(building)
+        tuned.processor.save_pretrained(building)
+        save_ops(building, tuned.image_ops)
+        merged = load_tuned(str(building), None, dtype)
+        if set(merged.model.state_dict()) != base_keys:
+            raise RuntimeError(f"merged checkpoint and base {base} differ in their keys")
+        after = _logits(merged, inputs)
+        report = MergeReport(
+            max_abs_diff=float((after - adapted).abs().max()),
+            effect=float((adapted - before).abs().max()),
+            logit_std=float(adapted.std()),
+            dtype=str(weights_dtype).removeprefix("torch."),
+            samples=len(inputs),
+        )
+        allowed = TOLERANCE[weights_dtype] * report.logit_std
+        if not report.max_abs_diff <= allowed:
+            raise RuntimeError(
+                f"merged and adapted logits differ by {report.max_abs_diff:.3g}, allowed are {allowed:.3g} "
+                f"({report.dtype}); nothing was written. Merge with --dtype float32"
+            )
+        (building / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return report
