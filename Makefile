@@ -18,9 +18,9 @@ setup: .venv/.installed
 # The whole road on a tiny model: simulated scenes, optical teaching, LoRA on radar, answers, merge, report.
 demo: setup
 	rm -rf $(OUT)
-	$(PY) data_prep/make_sample.py --out $(OUT)/sample --images 2000 --seed 0
-	$(PY) data_prep/convert_sarlang.py --root $(OUT)/sample --out $(OUT)/data
-	$(PY) data_prep/convert_sarlang.py --root $(OUT)/sample --image_root $(OUT)/sample/RGBimages --out $(OUT)/data_optical
+	$(PY) data_prep/make_sample.py --out $(OUT)/sample --images 2000 --test_fraction 0.1 --seed 0
+	$(PY) data_prep/convert_sarlang.py --root $(OUT)/sample --out $(OUT)/data --class_prefix never
+	$(PY) data_prep/convert_sarlang.py --root $(OUT)/sample --image_root $(OUT)/sample/RGBimages --out $(OUT)/data_optical --class_prefix never
 	$(PY) recipes/qwen_full.py
 	$(PY) recipes/qwen_lora.py
 	$(PY) recipes/merge_adapter.py --base $(OUT)/base --adapter $(OUT)/lora --out $(OUT)/merged

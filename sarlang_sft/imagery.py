@@ -1,12 +1,14 @@
 """Reading radar pictures, and the named image operations that training and evaluation share."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from sarlang_sft.errors import InputError
 
@@ -43,13 +45,16 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
-            with rasterio.open(path) as file:
+            with (
+                warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+                rasterio.open(path) as file,
+            ):
                 bands = file.read(out_dtype=np.float32) if file.dtypes[0] != "uint8" else file.read()
         else:
             with Image.open(path) as image:
                 plain = image.mode in ("L", "RGB") or image.mode.startswith("I")
                 bands = np.atleast_3d(np.asarray(image if plain else image.convert("RGB"))).transpose(2, 0, 1)
-    except (OSError, ValueError, Image.DecompressionBombError, rasterio.errors.RasterioError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError, RasterioError) as error:
         raise InputError(f"{path}: unreadable image: {error}") from error
     if bands.dtype != np.uint8:
         bands = np.stack([_stretch(band.astype(np.float32)) for band in bands])

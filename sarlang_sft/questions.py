@@ -96,31 +96,46 @@ def scene_questions(scene: Scene, rng: np.random.Generator) -> list[Asked]:
     return asked + [("others", others[index]) for index in rng.permutation(len(others))[:2]]
 
 
-def concise_caption(scene: Scene) -> str:
-    """One sentence: the ground and what stands on it."""
-    counts = Counter(box.label for box in scene.boxes)
-    return f"{_GROUND[scene.background].capitalize()} with {_join([_counted(*item) for item in counts.items()])}."
+_CONCISE = ("{ground} with {groups}.", "{groups} in {ground}.")
+_COMPLEX = (
+    "The radar image shows {ground}{road}. There {are} {groups}.",
+    "This is a view of {ground}{road}. One can see {groups}.",
+)
 
 
-def complex_caption(scene: Scene) -> str:
-    """Two sentences: the ground with its road, then every group with its place."""
-    road = f" crossed by a {scene.road.lower()} road" if scene.road else ""
-    groups = []
-    for label, count in Counter(box.label for box in scene.boxes).items():
-        region = where_most([box for box in scene.boxes if box.label == label], scene.size, scene.size)
-        place = "in the center" if region == "center" else f"at the {region}" if region else "spread over the scene"
-        groups.append(f"{_counted(label, count)} {place}")
-    return f"The radar image shows {_GROUND[scene.background]}{road}. There {_is_are(scene.boxes)} {_join(groups)}."
+def captions(scene: Scene, style: str, rng: np.random.Generator) -> list[str]:
+    """Two captions in different words, the groups of targets in different order.
+
+    Args:
+        style: `concise` (one sentence: the ground and what stands on it) or `complex` (two sentences: the ground with
+            its road, then every group with its place).
+    """
+    by_class: dict[str, list[Box]] = defaultdict(list)
+    for box in scene.boxes:
+        by_class[box.label].append(box)
+    written = []
+    for template in _CONCISE if style == "concise" else _COMPLEX:
+        labels = [str(label) for label in rng.permutation(list(by_class))]
+        groups = [_counted(label, len(by_class[label])) for label in labels]
+        if style == "complex":
+            places = [_place(by_class[label], scene.size) for label in labels]
+            groups = [f"{group} {place}" for group, place in zip(groups, places, strict=True)]
+        road = f" crossed by a {scene.road.lower()} road" if scene.road else ""
+        are = "is" if len(by_class[labels[0]]) == 1 else "are"
+        text = template.format(ground=_GROUND[scene.background], groups=_join(groups), road=road, are=are)
+        written.append(text[0].upper() + text[1:])
+    return written
+
+
+def _place(boxes: list[Box], size: int) -> str:
+    region = where_most(boxes, size, size)
+    return "in the center" if region == "center" else f"at the {region}" if region else "spread over the scene"
 
 
 def _counted(label: str, count: int) -> str:
     if count == 1:
         return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
     return f"{NUMBER_WORDS[count]} {label if label == 'aircraft' else plural(label)}"
-
-
-def _is_are(boxes: list[Box]) -> str:
-    return "is" if Counter(box.label for box in boxes)[boxes[0].label] == 1 else "are"
 
 
 def _join(parts: list[str]) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.questions import box_questions, complex_caption, concise_caption, scene_questions
+from sarlang_sft.questions import box_questions, captions, scene_questions
 from sarlang_sft.sarlang import write_texts
 from sarlang_sft.scenes import make_scene, render_optical, render_sar
 
@@ -57,8 +57,9 @@ def write_sample(
             texts.setdefault(f"VQA/{split}/SARVQA1_{split}", []).append((name, turn.question, turn.answer))
         for _, turn in scene_questions(scene, rng):
             texts.setdefault(f"VQA/{split}/SARVQA2_{split}", []).append((name, turn.question, turn.answer))
-        for style, caption in (("concise", concise_caption(scene)), ("complex", complex_caption(scene))):
-            texts.setdefault(f"Caption/{_CAPTION_FILES[split][style]}", []).append((name, None, caption))
+        for style, file in _CAPTION_FILES[split].items():
+            rows = [(name, None, caption) for caption in captions(scene, style, rng)]
+            texts.setdefault(f"Caption/{file}", []).extend(rows)
         truth[name] = {
             "background": scene.background,
             "road": scene.road,

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.imagery import load_ops, load_picture, parse_ops, path_inside, read_image, save_ops
+
+RNG = np.random.default_rng(0)
+
+
+def write_tif(path: Path, bands: np.ndarray) -> Path:
+    count, height, width = bands.shape
+    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=count, dtype=bands.dtype) as file:
+        file.write(bands)
+    return path
+
+
+def test_eight_bit_grey_and_colour_keep_their_values(tmp_path: Path) -> None:
+    grey, colour = RNG.integers(0, 256, (20, 30), np.uint8), RNG.integers(0, 256, (20, 30, 3), np.uint8)
+    for name, picture in (("grey.png", grey), ("colour.bmp", colour)):
+        Image.fromarray(picture).save(tmp_path / name)
+    write_tif(tmp_path / "grey.tif", grey[None])
+    assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, 2))
+    assert np.array_equal(read_image(tmp_path / "grey.tif"), np.repeat(grey[..., None], 3, 2))
+    assert np.array_equal(read_image(tmp_path / "colour.bmp"), colour)
+
+
+def test_sixteen_bit_and_float_images_are_stretched_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 60000, 600).reshape(20, 30)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    decibel = (ramp / 60000 * 30 - 25).astype(np.float32)
+    decibel[0, 0] = np.nan
+    write_tif(tmp_path / "decibel.tif", np.stack([decibel, decibel - 7]))
+    for name in ("deep.png", "decibel.tif"):
+        picture = read_image(tmp_path / name)
+        assert picture.shape == (20, 30, 3) and np.isfinite(picture).all()
+        assert picture.min() == 0 and picture.max() == 255 and picture[10, 15, 0] == pytest.approx(128, abs=8)
+
+
+def test_real_dual_polarisation_decibel_patch_is_read(real_data: Path) -> None:
+    path = sorted((real_data / "bigearthnet_s1").glob("*/*VV.tif"))[0]
+    picture = read_image(path)
+    assert picture.shape == (120, 120, 3) and picture.std() > 20
+
+
+def test_operations_in_order_and_augmentation_in_training_only(tmp_path: Path) -> None:
+    picture = RNG.integers(0, 200, (50, 41), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    ops = ["log", "standardise", "crop:24", "shift:3"]
+    plain = np.asarray(load_picture(tmp_path / "x.png", ops))
+    assert plain.shape == (24, 24, 3) and np.array_equal(plain, np.asarray(load_picture(tmp_path / "x.png", ops)))
+    moved = {np.asarray(load_picture(tmp_path / "x.png", ops, np.random.default_rng(s))).tobytes() for s in range(8)}
+    assert len(moved) > 4
+    brightened = np.asarray(load_picture(tmp_path / "x.png", ["log"])).astype(float)[..., 0]
+    assert np.abs(brightened - np.log1p(picture.astype(float)) / np.log(256) * 255).max() <= 0.5
+    assert np.asarray(load_picture(tmp_path / "x.png", ["crop:64"])).shape == (64, 64, 3)
+    standard = np.asarray(load_picture(tmp_path / "x.png", ["standardise"])).astype(float)
+    assert standard.mean() == pytest.approx(127.5, abs=1) and standard.std() == pytest.approx(127.5 / 3, abs=1)
+
+
+def test_operations_are_kept_beside_the_model(tmp_path: Path) -> None:
+    assert load_ops(tmp_path) == []
+    save_ops(tmp_path, ["log", "crop:64"])
+    assert load_ops(tmp_path) == ["log", "crop:64"]
+
+
+@pytest.mark.parametrize("op", ["sharpen", "crop", "crop:x", "shift:0"])
+def test_unknown_operations_are_refused_by_name(op: str) -> None:
+    with pytest.raises(InputError, match=op.split(":")[0]):
+        parse_ops([op])
+
+
+def test_paths_stay_inside_the_root(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/link").symlink_to(tmp_path)
+    assert path_inside(tmp_path / "root", "a/b.png") == tmp_path.resolve() / "root/a/b.png"
+    for relative in ("../x.png", "/etc/passwd", "link/x.png", "a/../../x.png"):
+        with pytest.raises(InputError, match="leaves the image root"):
+            path_inside(tmp_path / "root", relative)
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG torn")
+    with pytest.raises(InputError, match=r"torn\.png: unreadable"):
+        read_image(tmp_path / "torn.png")
