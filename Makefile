@@ -1,6 +1,7 @@
 # `make demo` and `make test` do everything on a fresh machine with Python 3.11+, make and git.
 PYTHON ?= python3
 PY := .venv/bin/python
+TORCHRUN := .venv/bin/torchrun --nproc_per_node 2
 OUT := outputs/demo
 export TOKENIZERS_PARALLELISM := false
 
@@ -21,8 +22,8 @@ demo: setup
 	$(PY) data_prep/make_sample.py --out $(OUT)/sample --images 2000 --test_fraction 0.1 --seed 0
 	$(PY) data_prep/convert_sarlang.py --root $(OUT)/sample --out $(OUT)/data --class_prefix never
 	$(PY) data_prep/convert_sarlang.py --root $(OUT)/sample --image_root $(OUT)/sample/RGBimages --out $(OUT)/data_optical --class_prefix never
-	$(PY) recipes/qwen_full.py
-	$(PY) recipes/qwen_lora.py
+	$(TORCHRUN) recipes/qwen_full.py
+	$(TORCHRUN) recipes/qwen_lora.py
 	$(PY) recipes/merge_adapter.py --base $(OUT)/base --adapter $(OUT)/lora --out $(OUT)/merged
 	$(PY) eval/generate.py --model $(OUT)/base --data $(OUT)/data --out $(OUT) --name predictions_before
 	$(PY) eval/generate.py --model $(OUT)/base --adapter $(OUT)/lora --data $(OUT)/data --out $(OUT) --name predictions_after

@@ -27,6 +27,7 @@ class GenerateArguments:
         default=None, metadata={"help": "Folder of the images; default: the data folder's."}
     )
     subsets: list[str] = field(default_factory=list, metadata={"help": "Only these, e.g. vqa1 vqa2; default: all."})
+    tasks: list[str] = field(default_factory=list, metadata={"help": "Only these applications; default: all."})
     limit: int | None = field(default=None, metadata={"help": "Only the first N questions."})
     exchange_images: bool = field(default=False, metadata={"help": "Show every question another scene's image."})
     name: str = field(default="predictions", metadata={"help": "Name of the file, without .jsonl."})
@@ -39,7 +40,7 @@ class GenerateArguments:
 def main() -> None:
     (args,) = parse_arguments([GenerateArguments], __doc__)
     image_root = image_root_of(Path(args.data), args.image_root)
-    questions = read_questions(Path(args.data), args.split, args.subsets, args.limit)
+    questions = read_questions(Path(args.data), args.split, args.subsets, args.tasks, args.limit)
     if args.exchange_images:
         questions = exchange_images(questions)
     tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels)

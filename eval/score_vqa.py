@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.reporting import confusion_picture
 from sarlang_sft.scoring.predictions import join_predictions, summary, write_result
 from sarlang_sft.scoring.vqa import score_vqa
 
@@ -31,6 +32,9 @@ class ScoreArguments:
     protocol: str = field(
         default="exact", metadata={"help": "exact (deterministic) or published (the authors' rule, without its judge)"}
     )
+    confusion: str | None = field(
+        default=None, metadata={"help": "Also write the confusion matrix of the classification questions: a PNG file"}
+    )
 
 
 def main() -> None:
@@ -44,6 +48,10 @@ def main() -> None:
             f"{result['undecided']} of {result['n']} answers need the published protocol's judge and count as wrong; "
             f"were all of them right, the score would be {result['upper_bound']:.4f}"
         )
+    if arguments.confusion:
+        classified = [row for row in rows if row.task == "classification"]
+        confusion_picture(classified, Path(arguments.confusion), "Top-1")
+        print(f"Confusion matrix: {arguments.confusion}")
     print(f"Scores: {arguments.out}")
 
 

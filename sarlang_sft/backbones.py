@@ -60,8 +60,10 @@ def build_tiny_qwen2_5_vl(out: Path, texts: list[str], seed: int) -> None:
     Weights start at a standard deviation near 1 / sqrt(width): the family's 0.02 suits widths of thousands and lets a
     model of width 128 learn several times slower.
     """
+    # The chat template's own words stand in every sample: as frequent as a text, each becomes one token.
+    chat = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * len(texts)
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(
-        texts, vocab_size=1024, new_special_tokens=list(QWEN_SPECIAL_TOKENS), show_progress=False
+        texts + chat, vocab_size=1024, new_special_tokens=list(QWEN_SPECIAL_TOKENS), show_progress=False
     )
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN_SPECIAL_TOKENS}
     tokenizer.eos_token = "<|im_end|>"

@@ -143,16 +143,16 @@ class Question:
         return self.turns[-1]["answer"]
 
 
-def read_questions(data: Path, split: str, subsets: list[str], limit: int | None) -> list[Question]:
-    """The questions of a split in stored order; all subsets if `subsets` is empty, the first `limit` if given."""
+def read_questions(data: Path, split: str, subsets: list[str], tasks: list[str], limit: int | None) -> list[Question]:
+    """The questions of a split in stored order; an empty list of subsets or tasks means all of them."""
     questions = [
         Question(f"{row['id']}#{index}", row["images"], row["subset"], row["task"], row["turns"][: index + 1])
         for row in read_dialogue_table(data, split).to_pylist()
-        if not subsets or row["subset"] in subsets
+        if (not subsets or row["subset"] in subsets) and (not tasks or row["task"] in tasks)
         for index in range(len(row["turns"]))
     ]
     if not questions:
-        raise InputError(f"--data {data}: split {split} holds no question" + (f" of {subsets}" if subsets else ""))
+        raise InputError(f"--data {data}: split {split} holds no question of {[*subsets, *tasks] or 'any kind'}")
     return questions[:limit]
 
 

@@ -96,7 +96,8 @@ def contact_sheet(
     for place in range(samples):
         members = by_task[tasks[place % len(tasks)]]
         chosen.append(members[(place * len(members)) // samples])
-    figure, axes = plt.subplots(-(-samples // 4), 4, figsize=(14, 4.1 * -(-samples // 4)))
+    rows = -(-samples // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(14, 4.7 * rows), layout="constrained")
     for axis, index in zip(axes.flat, chosen, strict=False):
         row = after[index]
         axis.imshow(read_image(path_inside(image_root, row.images[0])).astype(np.uint8))
@@ -109,8 +110,7 @@ def contact_sheet(
             lines.append((name, answered.predict or "-", "tab:green" if right else "tab:red"))
         for line, (name, text, colour) in enumerate(lines):
             shown = f"{name}: {textwrap.shorten(text, 48)}"
-            axis.text(0, -0.05 - 0.075 * line, shown, color=colour, fontsize=9, va="top", transform=axis.transAxes)
-    figure.tight_layout(h_pad=4)
+            axis.text(0, -0.03 - 0.07 * line, shown, color=colour, fontsize=9, va="top", transform=axis.transAxes)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import deepspeed
+import pyarrow.compute as pc
 import torch
 from datasets.table import InMemoryTable
 from safetensors.torch import load_file
@@ -18,7 +19,7 @@ from sarlang_sft.backbones import BACKBONES, Backbone
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import parse_ops, save_ops
-from sarlang_sft.records import image_root_of, read_dialogue_table, write_data_folder
+from sarlang_sft.records import TASKS, image_root_of, read_dialogue_table, write_data_folder
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
 from sarlang_sft.tuning import (
@@ -64,6 +65,9 @@ class DataArguments:
     image_root: str | None = field(
         default=None, metadata={"help": "Folder of the images; default: the data folder's."}
     )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": f"Learn only these applications, of {', '.join(TASKS)}; default: all."}
+    )
     image_ops: list[str] = field(
         default_factory=list,
         metadata={"help": "Image operations in order, e.g. log standardise crop:64 shift:4; saved with the result."},
@@ -77,6 +81,9 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         parse_ops(self.image_ops)
+        for task in self.tasks:
+            if task not in TASKS:
+                raise InputError(f"tasks: `{task}` is no application; choose from {', '.join(TASKS)}")
 
 
 @dataclass
@@ -141,8 +148,12 @@ def make_missing_inputs(model: ModelArguments, data: DataArguments, training: Tr
 def load_dialogues(data: DataArguments, split: str) -> datasets.Dataset:
     """The dialogues of a split as rows `id, subset, task, style, turns, images`; images stay paths."""
     table = read_dialogue_table(Path(data.data), split)
+    if data.tasks:
+        table = table.filter(pc.field("task").isin(data.tasks))
     if split == "train" and len(table) == 0:
-        raise InputError(f"data {data.data}: the split train holds no dialogue")
+        raise InputError(
+            f"data {data.data}: the split train holds no dialogue" + (f" of {data.tasks}" if data.tasks else "")
+        )
     return datasets.Dataset(InMemoryTable(table))
 
 

@@ -1,0 +1,185 @@
+"""The recipes, run as a user runs them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from sarlang_sft.backbones import BACKBONES
+from sarlang_sft.imagery import load_ops
+from sarlang_sft.inference import load_tuned
+from sarlang_sft.release import sample_inputs
+
+LORA, FULL = ROOT / "recipes/qwen_lora.py", ROOT / "recipes/qwen_full.py"
+FIVE_STEPS = [
+    "--max_steps", 5, "--logging_steps", 1, "--learning_rate", 1e-3, "--dtype", "float32", "--save_strategy", "no",
+    "--gradient_checkpointing", "false", "--lr_scheduler_type", "constant",
+]  # fmt: skip
+
+
+def torchrun(processes: int, *words: object) -> str:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *words]
+    return run_script(*command)
+
+
+def losses(output: Path) -> list[float]:
+    state = json.loads((output / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def common(tiny: Path, data: Path, out: Path, batch: int) -> list[object]:
+    return [
+        "--model_name_or_path", tiny, "--data", data, "--output_dir", out,
+        "--per_device_train_batch_size", batch, *FIVE_STEPS,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def single(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of a plain single-process run."""
+    out = tmp_path_factory.mktemp("single") / "lora"
+    output = run_script(LORA, *common(tiny, data, out, 8))
+    assert "language_model  adapted" in output and "vision_tower    frozen" in output
+    return out
+
+
+def test_adapter_folder_is_complete_and_changes_the_logits(single: Path, tiny: Path) -> None:
+    assert load_ops(single) == [] and (single / "image_ops.json").is_file()
+    assert (single / "processor_config.json").is_file() and (single / "tokenizer.json").is_file()
+    plain, tuned = load_tuned(str(tiny), None), load_tuned(str(tiny), str(single))
+    with torch.inference_mode():
+        for inputs in sample_inputs(tuned):
+            assert not torch.allclose(plain.model(**inputs).logits, tuned.model(**inputs).logits, atol=1e-3)
+    assert all("language_model" in key for key in load_file(single / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
+def test_two_ranks_give_the_single_process_losses(
+    mode: str, single: Path, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    words = common(tiny, data, tmp_path / "out", 4)
+    if mode != "ddp":
+        if not (shutil.which("g++") or shutil.which("c++")):
+            pytest.skip("no C++ compiler: DeepSpeed compiles its CPU communication kernels")
+        words += ["--deepspeed", ROOT / f"deepspeed_configs/{mode}.json"]
+    torchrun(2, LORA, *words)
+    assert losses(tmp_path / "out") == pytest.approx(losses(single), abs=1e-3)
+    ours, reference = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "out", single))
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in reference.items()}
+    for key, value in ours.items():
+        assert torch.allclose(value, reference[key], atol=2e-4), key
+    load_tuned(str(tiny), str(tmp_path / "out"))  # refuses missing and unexpected keys
+
+
+def test_one_rank_torchrun_and_one_process_with_deepspeed(
+    single: Path, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    torchrun(1, LORA, *common(tiny, data, tmp_path / "torchrun", 8))
+    assert losses(tmp_path / "torchrun") == pytest.approx(losses(single), abs=1e-5)
+    if shutil.which("g++") or shutil.which("c++"):
+        words = common(tiny, data, tmp_path / "zero2", 8)
+        run_script(LORA, *words, "--deepspeed", ROOT / "deepspeed_configs/zero2.json")
+        assert losses(tmp_path / "zero2") == pytest.approx(losses(single), abs=1e-3)
+
+
+def test_gradient_accumulation_does_not_change_the_losses(
+    single: Path, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    """Answers differ in length, so averaging over batches instead of tokens would show (transformers#39123)."""
+    words = [*common(tiny, data, tmp_path / "out", 2), "--gradient_accumulation_steps", 4]
+    run_script(LORA, *words)
+    assert losses(tmp_path / "out") == pytest.approx(losses(single), abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["plain", "zero3"])
+def test_full_fine_tuning_trains_what_it_says_and_saves_the_bases_keys(
+    mode: str, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    words = common(tiny, data, tmp_path / "out", 4)
+    if mode == "plain":
+        run_script(FULL, *words)
+    elif shutil.which("g++") or shutil.which("c++"):
+        torchrun(2, FULL, *words, "--deepspeed", ROOT / "deepspeed_configs/zero3.json")
+    else:
+        pytest.skip("no C++ compiler: DeepSpeed compiles its CPU communication kernels")
+    before, after = load_file(tiny / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert {key: value.shape for key, value in before.items()} == {key: value.shape for key, value in after.items()}
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {key for key in before if "visual" not in key}
+    load_tuned(str(tmp_path / "out"), None)
+
+
+def test_checkpoints_can_be_evaluated_as_they_are(tiny: Path, data: Path, tmp_path: Path) -> None:
+    words = common(tiny, data, tmp_path / "out", 2)
+    words[words.index("--save_strategy") + 1] = "steps"
+    run_script(LORA, *words, "--save_steps", 3, "--image_ops", "log", "standardise", "shift:2")
+    assert load_ops(tmp_path / "out/checkpoint-3") == ["log", "standardise", "shift:2"]
+    assert load_tuned(str(tiny), str(tmp_path / "out/checkpoint-3")).image_ops == ["log", "standardise", "shift:2"]
+
+
+def test_without_arguments_the_missing_sample_and_base_are_made(tmp_path: Path) -> None:
+    """As `python recipes/qwen_lora.py` on a fresh clone, but for the number of steps and the folder."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    output = run_script(tmp_path / "recipes/qwen_lora.py", "--max_steps", 2, cwd=tmp_path)
+    assert "No --config given: using" in output
+    assert "making a sample of 200 simulated scenes" in output and "making an untaught tiny qwen2_5_vl" in output
+    assert (tmp_path / "outputs/demo/lora/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model_name_or_path", "missing/model"], "missing/model: neither a folder"),
+        (["--data", "missing/data"], "missing/data: no data folder"),
+        (["--image_root", "missing/images"], "missing/images is no folder"),
+        (["--image_ops", "sharpen"], "image_ops: unknown operation `sharpen`"),
+        (["--max_length", "512"], "max_length: cutting a sequence cuts image tokens"),
+        (["--language_model", "frozen"], "every component is frozen"),
+        (["--config", "missing.yaml"], "missing.yaml: no such file"),
+    ],
+)
+def test_wrong_configuration_stops_before_any_model_is_loaded(
+    words: list[str], message: str, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    given = {"--model_name_or_path": tiny, "--data": data, "--output_dir": tmp_path / "out"}
+    given.update(zip(words[::2], words[1::2], strict=True))
+    output = run_script(LORA, *[word for pair in given.items() for word in pair], code=2)
+    assert message in output and "Traceback" not in output and "Loading weights" not in output
+
+
+def test_an_unknown_config_key_is_named_with_its_file(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("model_name_or_path: x\ndata: y\nlora_rank: 8\n")
+    output = run_script(LORA, "--config", config, code=2)
+    assert re.search(r"mine\.yaml: unknown option `lora_rank`; (did you mean|see --help)", output)
+
+
+def test_every_config_file_is_accepted(tmp_path: Path) -> None:
+    """Each YAML fills the dataclasses of its recipe; weights are not touched."""
+    for path in sorted((ROOT / "recipes/configs").glob("*.yaml")):
+        recipe = "qwen_full" if "base" in path.stem or "full" in path.stem else "qwen_lora"
+        code = (
+            f"import sys; sys.path.insert(0, 'recipes'); import {recipe} as recipe\n"
+            "from sarlang_sft.configuration import parse_arguments\n"
+            "from sarlang_sft.training import ModelArguments, DataArguments, TrainArguments\n"
+            f"tuning = vars(recipe).get('FullTuningArguments', recipe.TuningArguments)\n"
+            f"args = parse_arguments([ModelArguments, tuning, DataArguments, TrainArguments], '', args=['--config', "
+            f"'{path}', '--bf16', 'false'])\nprint(args[1].modes())"
+        )
+        finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert finished.returncode == 0, f"{path}: {finished.stderr}"
+
+
+def test_the_supervised_loss_is_the_mean_over_answer_tokens(single: Path, tiny: Path) -> None:
+    """The adapter that training wrote is loaded by plain PEFT too."""
+    base = BACKBONES["qwen2_5_vl"].model_class.from_pretrained(tiny)
+    tuned = PeftModel.from_pretrained(base, single)
+    assert sum("lora_B" in name and bool(p.abs().sum() > 0) for name, p in tuned.named_parameters()) == 3 * 7
