@@ -92,8 +92,8 @@ def lora_config(model: nn.Module, backbone: Backbone, tuning: TuningArguments) -
 
 
 def _as_pattern(names: list[str]) -> str:
-    """A regular expression for exactly these module names, short because layers differ in their number only."""
-    shapes = sorted({re.sub(r"\.\d+(?=\.|$)", r".#", name) for name in names})
+    """A regular expression for these module names, short because layers differ in their number only."""
+    shapes = sorted({re.sub(r"\.\d+\.", ".#.", name) for name in names})
     return "|".join(re.escape(shape).replace(r"\#", r"\d+") for shape in shapes)
 
 

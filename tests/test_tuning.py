@@ -6,7 +6,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
-from sarlang_sft.backbones import BACKBONES
+from sarlang_sft.backbones import BACKBONES, linear_modules
 from sarlang_sft.errors import InputError
 from sarlang_sft.tuning import (
     TuningArguments,
@@ -65,6 +65,7 @@ def test_published_recipe_adapts_exactly_the_7b_language_models_linear_layers(qw
     [
         ({}, ["frozen", "frozen", "adapted"]),
         ({"projector": "lora"}, ["frozen", "adapted", "adapted"]),
+        ({"vision_tower": "lora", "projector": "lora"}, ["adapted", "adapted", "adapted"]),
         ({"vision_tower": "lora", "language_model": "frozen"}, ["adapted", "frozen", "frozen"]),
         ({"language_model": "full"}, ["frozen", "frozen", "fully trained"]),
         ({"projector": "full", "language_model": "frozen"}, ["frozen", "fully trained", "frozen"]),
@@ -77,7 +78,9 @@ def test_what_a_mode_says_is_what_moves(tiny: Path, modes: dict[str, str], state
     if config is None:
         freeze_components(model, QWEN, tuning)
     else:
+        expected = [n for c, m in tuning.modes().items() if m == "lora" for n in linear_modules(model, QWEN, c)]
         model = get_peft_model(model, config)
+        assert set(model.targeted_module_names) == set(expected)
     counts = count_components(model, QWEN)
     assert [count.state for count in counts] == states
     check_components(counts, tuning)

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from sarlang_sft.backbones import BACKBONES, load_processor
+from sarlang_sft.errors import InputError
+from sarlang_sft.imagery import save_ops
+from sarlang_sft.inference import answer, exchange_images, load_tuned, read_questions
+from sarlang_sft.release import merge_adapter, sample_inputs
+from sarlang_sft.tuning import TuningArguments, lora_config
+
+QWEN = BACKBONES["qwen2_5_vl"]
+
+
+@pytest.fixture(scope="module", params=[{}, {"use_dora": True}, {"use_rslora": True, "projector": "lora"}])
+def adapter(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter whose weights were moved away from zero, saved as training saves it."""
+    out = tmp_path_factory.mktemp("adapter")
+    model = QWEN.model_class.from_pretrained(tiny)
+    tuned = get_peft_model(model, lora_config(model, QWEN, TuningArguments(**request.param)))
+    tuned.peft_config["default"].base_model_name_or_path = str(tiny)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    tuned.save_pretrained(out)
+    load_processor(str(tiny), QWEN).save_pretrained(out)
+    save_ops(out, ["standardise"])
+    return out
+
+
+def test_merged_equals_adapter_and_loads_from_its_folder_alone(adapter: Path, tiny: Path, tmp_path: Path) -> None:
+    report = merge_adapter(str(tiny), str(adapter), tmp_path / "merged")
+    assert report.max_abs_diff < 1e-4 * report.logit_std < report.effect
+    merged, tuned = load_tuned(str(tmp_path / "merged"), None), load_tuned(str(tiny), str(adapter))
+    assert merged.image_ops == ["standardise"]
+    with torch.inference_mode():
+        for inputs in sample_inputs(tuned):
+            assert torch.allclose(merged.model(**inputs).logits, tuned.model(**inputs).logits, atol=1e-4)
+    base, written = load_file(tiny / "model.safetensors"), load_file(tmp_path / "merged/model.safetensors")
+    assert {key: value.shape for key, value in base.items()} == {key: value.shape for key, value in written.items()}
+    assert any(not torch.equal(base[key], written[key]) for key in base)
+
+
+def test_merge_refuses_an_adapter_without_effect_and_an_existing_folder(tiny: Path, tmp_path: Path) -> None:
+    model = QWEN.model_class.from_pretrained(tiny)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "untrained")
+    load_processor(str(tiny), QWEN).save_pretrained(tmp_path / "untrained")
+    words = ["recipes/merge_adapter.py", "--base", tiny, "--adapter", tmp_path / "untrained", "--out"]
+    assert "changes no logit of the base" in run_script(*words, tmp_path / "merged", code=2)
+    assert not (tmp_path / "merged").exists()
+    assert "exists; choose another folder" in run_script(*words, tmp_path, code=2)
+
+
+def test_an_adapter_with_a_foreign_or_missing_tensor_is_refused(tiny: Path, tmp_path: Path) -> None:
+    model = QWEN.model_class.from_pretrained(tiny)
+    tuned = get_peft_model(model, lora_config(model, QWEN, TuningArguments()))
+    tuned.save_pretrained(tmp_path)
+    load_processor(str(tiny), QWEN).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    key = next(iter(tensors))
+    save_file({**tensors, key.replace("layers.0", "layers.9"): tensors[key]}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="1 of its tensors have no place, 0 are missing"):
+        load_tuned(str(tiny), str(tmp_path))
+    tensors.pop(key)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="0 of its tensors have no place, 1 are missing"):
+        load_tuned(str(tiny), str(tmp_path))
+
+
+def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ["eval/generate.py", "--model", tiny, "--data", data, "--limit", 30, "--max_new_tokens", 8, "--out"]
+    run_script(*words, tmp_path)
+    whole = (tmp_path / "predictions.jsonl").read_text()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows) == 30
+    assert set(rows[0]) == {"id", "image", "subset", "task", "question", "label", "predict", "logprob"}
+    assert all(row["logprob"] <= 0 for row in rows)
+    half = "".join(line + "\n" for line in whole.splitlines()[:11]) + '{"id": "torn'
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/predictions.jsonl").write_text(half)
+    assert "19 answers written, 30 in all" in run_script(*words, tmp_path / "half")
+    continued = [json.loads(line) for line in (tmp_path / "half/predictions.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["predict"] for row in continued} == {row["id"]: row["predict"] for row in rows}
+    (tmp_path / "half/predictions.jsonl").write_text('{"id": "another question"}\n')
+    assert "holds answers to other questions" in run_script(*words, tmp_path / "half", code=2)
+
+
+def test_batched_answers_equal_single_ones_and_transformers_own_greedy_search(
+    tiny: Path, data: Path, sample: Path
+) -> None:
+    from sarlang_sft.imagery import load_picture
+    from sarlang_sft.inference import Asked, encode
+
+    tuned = load_tuned(str(tiny), None)
+    questions = read_questions(data, "test", [], [], 7)
+    asked = [Asked([load_picture(sample / q.images[0], [])], q.turns) for q in questions]
+    together = answer(tuned, asked, 12)
+    for item, (text, logprob) in zip(asked, together, strict=True):
+        [(alone, alone_logprob)] = answer(tuned, [item], 12)
+        assert alone == text and alone_logprob == pytest.approx(logprob, abs=1e-3)
+        inputs = encode(tuned, [item])
+        output = tuned.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        tokens = output[0, inputs["input_ids"].shape[1] :]
+        assert tuned.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
+
+
+def test_blind_questions_keep_their_text_and_never_their_image(data: Path) -> None:
+    questions = read_questions(data, "test", ["vqa1", "vqa2"], [], None)
+    blind = exchange_images(questions)
+    assert [(q.id, q.turns) for q in blind] == [(q.id, q.turns) for q in questions]
+    assert all(a.images != b.images for a, b in zip(blind, questions, strict=True))
+    assert {q.images[0] for q in blind} == {q.images[0] for q in questions}
+
+
+def test_ask_answers_about_one_image(tiny: Path, sample: Path, tmp_path: Path) -> None:
+    image = sample / "SARimages/SIM_000001.png"
+    output = run_script("eval/ask.py", "--model", tiny, "--image", image, "How many ships are in the image?")
+    assert "log-probability" in output
+    missing = run_script("eval/ask.py", "--model", tiny, "--image", tmp_path / "x.png", "Where?", code=2)
+    assert "x.png: no such file" in missing
+    missing = run_script("eval/ask.py", "--model", tmp_path / "nothing", "--image", image, "Where?", code=2)
+    assert "neither a folder with a config.json" in missing and "Traceback" not in missing
+    missing = run_script("eval/ask.py", "--model", tiny, "--adapter", tmp_path / "no", "--image", image, "?", code=2)
+    assert "--adapter" in missing and "no such folder" in missing
+
+
+def test_every_script_shows_its_help() -> None:
+    for folder in ("recipes", "data_prep", "eval"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            output = run_script(path, "--help")
+            assert "usage:" in output and "--" in output, path
