@@ -184,6 +184,18 @@ def read_manifest(data: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def print_manifest(manifest: dict[str, Any]) -> None:
+    """Counts per split, subset and task, and what was rejected why."""
+    for split, subsets in manifest["counts"].items():
+        for subset, tasks in subsets.items():
+            listed = ", ".join(f"{task} {count:,}" for task, count in sorted(tasks.items()))
+            print(f"  {split:5} {subset:16} {sum(tasks.values()):>9,}  ({listed})")
+    rejected = sum(manifest["rejected"].values())
+    print(f"  read {manifest['read']:,} = accepted {manifest['accepted']:,} + rejected {rejected:,}")
+    for reason, count in manifest["rejected"].items():
+        print(f"  rejected: {reason} {count:,} (see rejected.jsonl)")
+
+
 def _split_file(data: Path, split: str) -> Path:
     read_manifest(data)
     path = Path(data) / f"{split}.parquet"

@@ -5,7 +5,6 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,18 +20,6 @@ from matplotlib import pyplot as plt
 
 _CLASS_NAME = re.compile(rf"\b({'|'.join(CLASSES)})s?\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(\.\d+)?")
-
-
-def print_manifest(manifest: dict[str, Any]) -> None:
-    """Counts per split, subset and task, and what was rejected why."""
-    for split, subsets in manifest["counts"].items():
-        for subset, tasks in subsets.items():
-            listed = ", ".join(f"{task} {count:,}" for task, count in sorted(tasks.items()))
-            print(f"  {split:5} {subset:16} {sum(tasks.values()):>9,}  ({listed})")
-    rejected = sum(manifest["rejected"].values())
-    print(f"  read {manifest['read']:,} = accepted {manifest['accepted']:,} + rejected {rejected:,}")
-    for reason, count in manifest["rejected"].items():
-        print(f"  rejected: {reason} {count:,} (see rejected.jsonl)")
 
 
 def question_form(question: str) -> str:

@@ -31,6 +31,8 @@ from sarlang_sft.tuning import (
     lora_config,
 )
 
+SAMPLE_IMAGES = 200
+
 
 @dataclass
 class ModelArguments:
@@ -43,15 +45,16 @@ class ModelArguments:
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "sdpa, or flash_attention_2 where flash-attn is installed."}
     )
-    tiny_family: str | None = field(
+    tiny_folder: str | None = field(
         default=None,
-        metadata={
-            "help": f"Where model_name_or_path is missing, first make an untaught tiny model: {', '.join(BACKBONES)}."
-        },
+        metadata={"help": "If this model_name_or_path is missing, an untaught tiny model is made there (demo)."},
+    )
+    tiny_family: str = field(
+        default="qwen2_5_vl", metadata={"help": f"Family of the tiny model: {', '.join(BACKBONES)}."}
     )
 
     def __post_init__(self) -> None:
-        if self.tiny_family is not None and self.tiny_family not in BACKBONES:
+        if self.tiny_family not in BACKBONES:
             raise InputError(f"tiny_family `{self.tiny_family}`: choose one of {', '.join(BACKBONES)}")
         if self.dtype not in ("auto", "bfloat16", "float16", "float32"):
             raise InputError(f"dtype `{self.dtype}`: choose auto, bfloat16, float16 or float32")
@@ -75,8 +78,9 @@ class DataArguments:
     max_pixels: int | None = field(
         default=None, metadata={"help": "Upper bound of width x height after the resize; default: the processor's."}
     )
-    sample_images: int | None = field(
-        default=None, metadata={"help": "Where data is missing, first make a sample of this many simulated scenes."}
+    sample_folder: str | None = field(
+        default=None,
+        metadata={"help": "If this data folder is missing, it is made of 200 simulated scenes (demo)."},
     )
 
     def __post_init__(self) -> None:
@@ -123,25 +127,24 @@ def _prepare_deepspeed(on_cpu: bool) -> None:
 
 
 def make_missing_inputs(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
-    """Make the sample and the tiny model that a configuration asks for where they are missing; once per node."""
+    """Make the demo's sample and tiny model where they are missing, on one rank per node.
+
+    Only the folders that the configuration itself names for that are made: another `--data` or `--model_name_or_path`
+    that does not exist stays an error.
+    """
     with training.main_process_first(desc="making missing inputs"):
         folder = Path(data.data)
-        if data.sample_images and not (folder / "manifest.json").is_file():
+        if data.data == data.sample_folder and not (folder / "manifest.json").is_file():
             sample = folder.parent / "sample"
-            print(
-                f"{folder} is missing: making a sample of {data.sample_images} simulated scenes in {sample}",
-                flush=True,
-            )
-            write_sample(sample, data.sample_images, seed=0)
+            print(f"{folder} is missing: making a sample of {SAMPLE_IMAGES} simulated scenes in {sample}", flush=True)
+            write_sample(sample, SAMPLE_IMAGES, seed=0)
             records, rejections, inputs = convert(sample, sample, 0.02, Prompts())
             write_data_folder(folder, records, rejections, sample, inputs)
         base = Path(model.model_name_or_path)
-        if model.tiny_family and not (base / "config.json").is_file():
+        if model.model_name_or_path == model.tiny_folder and not (base / "config.json").is_file():
             print(f"{base} is missing: making an untaught tiny {model.tiny_family} there", flush=True)
-            turns = [
-                turn for dialogue in read_dialogue_table(folder, "train")["turns"].to_pylist() for turn in dialogue
-            ]
-            texts = [text for turn in turns for text in turn.values()]
+            dialogues = read_dialogue_table(folder, "train")["turns"].to_pylist()
+            texts = [text for dialogue in dialogues for turn in dialogue for text in turn.values()]
             BACKBONES[model.tiny_family].build_tiny(base, texts, training.seed)
 
 
@@ -171,13 +174,17 @@ def check_supervision(collator: DialogueCollator, data: DataArguments) -> None:
 def load_model(model: ModelArguments, backbone: Backbone) -> PreTrainedModel:
     """The model's weights; under ZeRO-3 every rank keeps its part only."""
     try:
-        return backbone.model_class.from_pretrained(
+        loaded = backbone.model_class.from_pretrained(
             model.model_name_or_path,
             dtype=model.dtype if model.dtype == "auto" else getattr(torch, model.dtype),
             attn_implementation=model.attn_implementation,
         )
     except (OSError, ImportError, ValueError) as error:
         raise InputError(f"model_name_or_path {model.model_name_or_path}: {error}") from error
+    # Saving reverts the key conversions of loading. Under ZeRO-3 transformers also keeps those that matched no key,
+    # and would write `model.model.*`.
+    loaded._weight_conversions = [conversion for conversion in loaded._weight_conversions if conversion.was_used()]
+    return loaded
 
 
 class SaveImageOps(TrainerCallback):
@@ -232,6 +239,7 @@ def save_result(trainer: SFTTrainer, data: DataArguments, metrics: dict[str, flo
     """
     trainer.save_model()
     trainer.save_metrics("train", metrics)
+    trainer.save_state()
     if trainer.is_world_process_zero():
         out = Path(trainer.args.output_dir)
         save_ops(out, data.image_ops)

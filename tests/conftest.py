@@ -49,7 +49,8 @@ def tiny(data: Path) -> Path:
 def run_script(*words: object, code: int = 0, cwd: Path = ROOT) -> str:
     """Run a script of the repository as a user would; its output, after checking its exit code."""
     command = [sys.executable, *map(str, words)]
-    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, env=environment)
     output = finished.stdout + finished.stderr
     assert finished.returncode == code, output
     return output
