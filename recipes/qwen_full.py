@@ -31,6 +31,15 @@ DEMO = Path(__file__).parent / "configs" / "demo_base.yaml"
 
 
 @dataclass
+class FullModelArguments(ModelArguments):
+    """The model to start from; in float32, because the optimiser's small steps vanish in bfloat16 weights."""
+
+    dtype: str = field(
+        default="float32", metadata={"help": "Type of the weights; `--bf16 true` computes in bfloat16 all the same."}
+    )
+
+
+@dataclass
 class FullTuningArguments(TuningArguments):
     """How each component is tuned; here the language model in full by default."""
 
@@ -38,7 +47,7 @@ class FullTuningArguments(TuningArguments):
 
 
 def main() -> None:
-    arguments = [ModelArguments, FullTuningArguments, DataArguments, TrainArguments]
+    arguments = [FullModelArguments, FullTuningArguments, DataArguments, TrainArguments]
     model_args, tuning, data, training = parse_arguments(arguments, __doc__, DEMO)
     make_missing_inputs(model_args, data, training)
 

@@ -1,5 +1,6 @@
 """Command line and YAML into dataclasses, with errors that name the file and the key."""
 
+import argparse
 import difflib
 import sys
 from dataclasses import fields
@@ -12,6 +13,10 @@ from trl import TrlParser
 from sarlang_sft.errors import InputError
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and launch lines as they stand in the docstring."""
+
+
 def parse_arguments(
     dataclass_types: list[type], doc: str, default_config: Path | None = None, args: list[str] | None = None
 ) -> tuple[Any, ...]:
@@ -20,19 +25,21 @@ def parse_arguments(
     Args:
         dataclass_types: One instance of each is returned, in this order.
         doc: The program's docstring, shown by `--help`.
-        default_config: YAML used when the command line names no `--config`; said in one line.
+        default_config: YAML used when the command line names neither `--config` nor `--model_name_or_path`; said in
+            one line. Whoever names a model gets the dataclasses' defaults, never those of a demo.
         args: The command line; `sys.argv[1:]` by default.
 
     Raises:
         InputError: The config file is missing, is no YAML mapping, or holds a key that no dataclass has.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if default_config is not None and "--config" not in args and not {"-h", "--help"} & set(args):
-        print(f"No --config given: using {default_config}", flush=True)
+    named = {word.partition("=")[0] for word in args}
+    if default_config is not None and not named & {"--config", "--model_name_or_path", "-h", "--help"}:
+        print(f"No --config and no model given: using {default_config}", flush=True)
         args = ["--config", str(default_config), *args]
     if "--config" in args[:-1]:
         check_config_file(Path(args[args.index("--config") + 1]), dataclass_types)
-    parser = TrlParser(dataclass_types, description=doc)
+    parser = TrlParser(dataclass_types, description=doc, formatter_class=HelpFormatter)
     try:
         return parser.parse_args_and_config(args)
     except ValueError as error:  # a dataclass refused a value in its __post_init__
