@@ -32,6 +32,9 @@ class ScoreArguments:
     protocol: str = field(
         default="exact", metadata={"help": "exact (deterministic) or published (the authors' rule, without its judge)"}
     )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Score only these applications, e.g. classification; default: all"}
+    )
     confusion: str | None = field(
         default=None, metadata={"help": "Also write the confusion matrix of the classification questions: a PNG file"}
     )
@@ -40,6 +43,7 @@ class ScoreArguments:
 def main() -> None:
     (arguments,) = parse_arguments([ScoreArguments], __doc__)
     rows = join_predictions(Path(arguments.predictions), Path(arguments.data), arguments.split, captions=False)
+    rows = [row for row in rows if not arguments.tasks or row.task in arguments.tasks]
     result = score_vqa(rows, arguments.protocol)
     write_result(Path(arguments.out), result)
     print(summary(result, rows))
