@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -35,7 +36,8 @@ def parse_arguments(
     args = list(sys.argv[1:] if args is None else args)
     named = {word.partition("=")[0] for word in args}
     if default_config is not None and not named & {"--config", "--model_name_or_path", "-h", "--help"}:
-        print(f"No --config and no model given: using {default_config}", flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"No --config and no model given: using {default_config}", flush=True)
         args = ["--config", str(default_config), *args]
     if "--config" in args[:-1]:
         check_config_file(Path(args[args.index("--config") + 1]), dataclass_types)

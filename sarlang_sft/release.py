@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
+from safetensors import safe_open
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.inference import Asked, TunedModel, encode, load_tuned
 from sarlang_sft.sarlang import CAPTION_PROMPT, VQA_PROMPT
 
-# Largest logit difference allowed, as a part of the logits' standard deviation: rounding of the merged weights.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Largest logit difference that rounding the merged weights may make, as a part of the logits' standard deviation.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2.5e-1}
+# Beyond this part of what the adapter does to the logits, the merged model is no longer the adapted one.
+LARGEST_LOSS = 0.5
 REPORT = "merge_report.json"
 
 
@@ -47,6 +51,16 @@ def sample_inputs(tuned: TunedModel) -> list[dict[str, torch.Tensor]]:
     ]
 
 
+def stored_keys(model: str) -> set[str]:
+    """Names of the tensors in a checkpoint's safetensors files; `model` is a folder or a hub name."""
+    folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, allow_patterns="*.safetensors"))
+    keys: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            keys.update(file.keys())
+    return keys
+
+
 @torch.inference_mode()
 def _logits(tuned: TunedModel, inputs: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     return torch.cat([tuned.model(**item).logits.flatten().float().cpu() for item in inputs])
@@ -65,13 +79,12 @@ def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> Me
     """
     if out.exists():
         raise InputError(f"--out {out}: exists; choose another folder")
-    plain = load_tuned(base, None, dtype)
     tuned = load_tuned(base, adapter, dtype)
-    weights_dtype = plain.model.dtype
+    weights_dtype = tuned.model.get_base_model().dtype
     inputs = sample_inputs(tuned)
-    before, adapted = _logits(plain, inputs), _logits(tuned, inputs)
-    base_keys = set(plain.model.state_dict())
-    del plain
+    with tuned.model.disable_adapter():
+        before = _logits(tuned, inputs)
+    adapted = _logits(tuned, inputs)
     if torch.equal(before, adapted):
         raise InputError(
             f"--adapter {adapter}: changes no logit of the base; it is untrained or belongs to another model"
@@ -84,9 +97,11 @@ def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> Me
         tuned.model.merge_and_unload().save_pretrained(building)
         tuned.processor.save_pretrained(building)
         save_ops(building, tuned.image_ops)
+        del tuned  # so that one model at a time is in memory
         merged = load_tuned(str(building), None, dtype)
-        if set(merged.model.state_dict()) != base_keys:
-            raise RuntimeError(f"merged checkpoint and base {base} differ in their keys")
+        tied = {"lm_head.weight"} if merged.model.config.tie_word_embeddings else set()
+        if stored_keys(str(building)) - tied != stored_keys(base) - tied:
+            raise RuntimeError(f"the merged checkpoint has other keys than its base {base}; nothing was written")
         after = _logits(merged, inputs)
         report = MergeReport(
             max_abs_diff=float((after - adapted).abs().max()),
@@ -95,7 +110,7 @@ def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> Me
             dtype=str(weights_dtype).removeprefix("torch."),
             samples=len(inputs),
         )
-        allowed = TOLERANCE[weights_dtype] * report.logit_std
+        allowed = min(TOLERANCE[weights_dtype] * report.logit_std, LARGEST_LOSS * report.effect)
         if not report.max_abs_diff <= allowed:
             raise RuntimeError(
                 f"merged and adapted logits differ by {report.max_abs_diff:.3g}, allowed are {allowed:.3g} "

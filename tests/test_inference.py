@@ -48,6 +48,24 @@ def test_merged_equals_adapter_and_loads_from_its_folder_alone(adapter: Path, ti
     assert any(not torch.equal(base[key], written[key]) for key in base)
 
 
+def test_a_half_precision_merge_is_measured_and_a_drowned_adapter_is_refused(tiny: Path, tmp_path: Path) -> None:
+    model = QWEN.model_class.from_pretrained(tiny)
+    tuned = get_peft_model(model, lora_config(model, QWEN, TuningArguments()))
+    torch.manual_seed(0)
+    for scale, name in ((0.1, "strong"), (1e-6, "faint")):
+        with torch.no_grad():
+            for parameter_name, parameter in tuned.named_parameters():
+                if "lora_B" in parameter_name:
+                    parameter.normal_(std=scale)
+        tuned.save_pretrained(tmp_path / name)
+        load_processor(str(tiny), QWEN).save_pretrained(tmp_path / name)
+    report = merge_adapter(str(tiny), str(tmp_path / "strong"), tmp_path / "merged", "bfloat16")
+    assert report.dtype == "bfloat16" and 0 < report.max_abs_diff < 0.5 * report.effect
+    with pytest.raises((RuntimeError, InputError), match=r"Merge with --dtype float32|changes no logit"):
+        merge_adapter(str(tiny), str(tmp_path / "faint"), tmp_path / "lost", "bfloat16")
+    assert not (tmp_path / "lost").exists()
+
+
 def test_merge_refuses_an_adapter_without_effect_and_an_existing_folder(tiny: Path, tmp_path: Path) -> None:
     model = QWEN.model_class.from_pretrained(tiny)
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "untrained")
