@@ -53,7 +53,7 @@ def main() -> None:
 
     backbone = find_backbone(model_args.model_name_or_path)
     processor = load_processor(model_args.model_name_or_path, backbone, data.max_pixels)
-    collator = make_collator(processor, backbone, data, augment=True)
+    collator = make_collator(processor, backbone, data)
     check_supervision(collator, data)
 
     model = load_model(model_args, backbone)

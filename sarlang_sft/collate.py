@@ -79,17 +79,14 @@ class DialogueCollator:
 
     Args:
         image_root: What the image paths are relative to.
-        image_ops: Named operations of `imagery`; augmenting ones apply where `augment` is set.
+        image_ops: Named operations of `imagery`; augmenting ones apply to rows of the split `train` alone.
     """
 
-    def __init__(
-        self, processor: ProcessorMixin, backbone: Backbone, image_root: Path, image_ops: list[str], augment: bool
-    ) -> None:
+    def __init__(self, processor: ProcessorMixin, backbone: Backbone, image_root: Path, image_ops: list[str]) -> None:
         self.processor = processor
         self.backbone = backbone
         self.image_root = image_root
         self.image_ops = image_ops
-        self.augment = augment
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(backbone.image_token)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -98,10 +95,10 @@ class DialogueCollator:
         Raises:
             InputError: A dialogue has no token to learn from, or an image cannot be read; names it.
         """
-        seed = int(torch.randint(2**62, ()))  # torch's generator is seeded per worker and saved with checkpoints
-        rng = np.random.default_rng(seed) if self.augment else None
+        # torch's generator is seeded anew in every loader worker and saved with checkpoints; numpy's is not.
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
         pictures = [
-            load_picture(path_inside(self.image_root, image), self.image_ops, rng)
+            load_picture(path_inside(self.image_root, image), self.image_ops, rng if row["split"] == "train" else None)
             for row in rows
             for image in row["images"]
         ]

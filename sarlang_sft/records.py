@@ -218,12 +218,13 @@ def read_records(data: Path, split: str) -> Iterator[Record]:
 
 
 def read_dialogue_table(data: Path, split: str) -> pa.Table:
-    """One row per dialogue: `id, subset, task, style, turns, images`. Vectorised: a million rows in seconds."""
+    """One row per dialogue: `id, subset, task, style, turns, images, split`. Vectorised: a million rows in seconds."""
     table = pq.read_table(_split_file(data, split), columns=["images", "dialogues"]).combine_chunks()
     images, dialogues = table["images"].combine_chunks(), table["dialogues"].combine_chunks()
     rows = pc.list_flatten(dialogues)
     columns = {name: pc.struct_field(rows, name) for name in _DIALOGUE.names}
     columns["images"] = images.take(pc.list_parent_indices(dialogues))
+    columns["split"] = pa.repeat(split, len(rows))
     return pa.table(columns)
 
 

@@ -12,7 +12,14 @@ import pyarrow.compute as pc
 import torch
 from datasets.table import InMemoryTable
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from sarlang_sft.backbones import BACKBONES, Backbone
@@ -149,7 +156,7 @@ def make_missing_inputs(model: ModelArguments, data: DataArguments, training: Tr
 
 
 def load_dialogues(data: DataArguments, split: str) -> datasets.Dataset:
-    """The dialogues of a split as rows `id, subset, task, style, turns, images`; images stay paths."""
+    """The dialogues of a split as rows of `read_dialogue_table`; images stay paths."""
     table = read_dialogue_table(Path(data.data), split)
     if data.tasks:
         table = table.filter(pc.field("task").isin(data.tasks))
@@ -160,10 +167,10 @@ def load_dialogues(data: DataArguments, split: str) -> datasets.Dataset:
     return datasets.Dataset(InMemoryTable(table))
 
 
-def make_collator(processor: object, backbone: Backbone, data: DataArguments, augment: bool) -> DialogueCollator:
+def make_collator(processor: ProcessorMixin, backbone: Backbone, data: DataArguments) -> DialogueCollator:
     """The collator of a data folder's dialogues."""
     root = image_root_of(Path(data.data), data.image_root)
-    return DialogueCollator(processor, backbone, root, data.image_ops, augment)
+    return DialogueCollator(processor, backbone, root, data.image_ops)
 
 
 def check_supervision(collator: DialogueCollator, data: DataArguments) -> None:

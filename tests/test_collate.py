@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,12 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def row(turns: list[dict[str, str]], images: list[str]) -> dict:
-    return {"id": "x:1", "turns": turns, "images": images}
+    return {"id": "x:1", "turns": turns, "images": images, "split": "test"}
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_real_qwen_labels_are_exactly_the_answers(qwen_processor: ProcessorMixin, pictures: Path, count: int) -> None:
-    collate = DialogueCollator(qwen_processor, QWEN, pictures, [], augment=False)
+    collate = DialogueCollator(qwen_processor, QWEN, pictures, [])
     batch = collate([row(TURNS[:count], ["a.png"])])
     kept = batch["labels"][0] != IGNORED
     tokenizer = qwen_processor.tokenizer
@@ -61,7 +62,7 @@ def test_real_qwen_labels_are_exactly_the_answers(qwen_processor: ProcessorMixin
 def test_real_qwen_text_is_the_released_templates_and_mixed_batches_pad_on_the_right(
     qwen_processor: ProcessorMixin, pictures: Path
 ) -> None:
-    collate = DialogueCollator(qwen_processor, QWEN, pictures, [], augment=False)
+    collate = DialogueCollator(qwen_processor, QWEN, pictures, [])
     rows = [row(TURNS[:1], ["a.png", "b.png"]), row(TURNS[:3], []), row(TURNS[1:2], ["b.png"])]
     batch = collate(rows)
     for index, item in enumerate(rows):
@@ -80,17 +81,25 @@ def test_tiny_batch_of_the_sample_supervises_the_answers(sample: Path, data: Pat
     backbone = find_backbone(str(tiny))
     processor = load_processor(str(tiny), backbone)
     rows = read_dialogue_table(data, "train").to_pylist()[:12]
-    batch = DialogueCollator(processor, backbone, sample, [], augment=False)(rows)
+    batch = DialogueCollator(processor, backbone, sample, [])(rows)
     for item, labels in zip(rows, batch["labels"], strict=True):
         assert processor.tokenizer.decode(labels[labels != IGNORED]) == item["turns"][0]["answer"] + "<|im_end|>\n"
     model = backbone.model_class.from_pretrained(tiny)
     assert torch.isfinite(model(**batch).loss)
 
 
+def test_augmentation_moves_training_images_only(tiny: Path, pictures: Path) -> None:
+    backbone = find_backbone(str(tiny))
+    collate = DialogueCollator(load_processor(str(tiny), backbone), backbone, pictures, ["shift:9"])
+    for split, moves in (("train", True), ("val", False), ("test", False)):
+        seen = {collate([row(TURNS[:1], ["b.png"]) | {"split": split}])["pixel_values"].sum().item() for _ in range(6)}
+        assert (len(seen) > 1) == moves, split
+
+
 def test_a_pixel_budget_shrinks_the_grid(qwen_processor: ProcessorMixin, real_data: Path, pictures: Path) -> None:
     small = load_processor(str(real_data / "qwen2_5_vl_7b"), QWEN, max_pixels=112 * 112)
     grids = [
-        DialogueCollator(processor, QWEN, pictures, [], augment=False)([row(TURNS[:1], ["b.png"])])["image_grid_thw"]
+        DialogueCollator(processor, QWEN, pictures, [])([row(TURNS[:1], ["b.png"])])["image_grid_thw"]
         for processor in (qwen_processor, small)
     ]
     assert grids[0].tolist() == [[1, 16, 16]] and grids[1].tolist() == [[1, 8, 8]]
@@ -102,9 +111,7 @@ def test_a_dialogue_without_a_supervised_token_stops_the_run_by_name(tiny: Path,
     backbone = find_backbone(str(tiny))
     silent = backbone.training_template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
     processor = load_processor(str(tiny), backbone)
-    collate = DialogueCollator(
-        processor, type(backbone)(**{**vars(backbone), "training_template": silent}), pictures, [], False
-    )
+    collate = DialogueCollator(processor, replace(backbone, training_template=silent), pictures, [])
     with pytest.raises(InputError, match="dialogue x:1: no token carries loss"):
         collate([row(TURNS[:1], ["a.png"])])
 
