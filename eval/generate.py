@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
-from sarlang_sft.errors import exit_on_bad_input
-from sarlang_sft.inference import exchange_images, load_tuned, predict_to_file, read_questions
+from sarlang_sft.errors import InputError, exit_on_bad_input
+from sarlang_sft.inference import exchange_images, keep_settings, load_tuned, predict_to_file, read_questions
 from sarlang_sft.records import image_root_of
 
 
@@ -39,13 +39,19 @@ class GenerateArguments:
 
 def main() -> None:
     (args,) = parse_arguments([GenerateArguments], __doc__)
+    if args.batch_size < 1 or args.max_new_tokens < 1:
+        raise InputError("--batch_size and --max_new_tokens must be at least 1")
     image_root = image_root_of(Path(args.data), args.image_root)
     questions = read_questions(Path(args.data), args.split, args.subsets, args.tasks, args.limit)
     if args.exchange_images:
         questions = exchange_images(questions)
     tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels)
     path = Path(args.out) / f"{args.name}.jsonl"
-    count = predict_to_file(tuned, questions, image_root, path, args.batch_size, args.max_new_tokens)
+    made_with = ("model", "adapter", "data", "split", "exchange_images", "max_new_tokens", "dtype", "max_pixels")
+    keep_settings(path, {name: vars(args)[name] for name in made_with} | {"image_ops": tuned.image_ops})
+    count, unreadable = predict_to_file(tuned, questions, image_root, path, args.batch_size, args.max_new_tokens)
+    if unreadable:
+        print(f"{len(unreadable)} images cannot be read, their questions stay unanswered: {unreadable[0]} ...")
     print(f"{count} answers written, {len(questions)} in all: {path}")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
-from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.reporting import confusion_picture
 from sarlang_sft.scoring.predictions import join_predictions, summary, write_result
 from sarlang_sft.scoring.vqa import score_vqa
@@ -44,6 +44,8 @@ def main() -> None:
     (arguments,) = parse_arguments([ScoreArguments], __doc__)
     rows = join_predictions(Path(arguments.predictions), Path(arguments.data), arguments.split, captions=False)
     rows = [row for row in rows if not arguments.tasks or row.task in arguments.tasks]
+    if not rows:
+        raise InputError(f"--tasks {' '.join(arguments.tasks)}: the split has no question of these applications")
     result = score_vqa(rows, arguments.protocol)
     write_result(Path(arguments.out), result)
     print(summary(result, rows))

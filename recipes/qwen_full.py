@@ -11,7 +11,7 @@ The model, its processor and its image operations land in `output_dir`.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sarlang_sft.backbones import find_backbone, load_processor
+from sarlang_sft.backbones import find_backbone, load_processor, load_weights
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.training import (
@@ -20,7 +20,6 @@ from sarlang_sft.training import (
     TrainArguments,
     build_trainer,
     check_supervision,
-    load_model,
     make_collator,
     make_missing_inputs,
     save_result,
@@ -56,9 +55,9 @@ def main() -> None:
     collator = make_collator(processor, backbone, data)
     check_supervision(collator, data)
 
-    model = load_model(model_args, backbone)
+    model = load_weights(model_args.model_name_or_path, backbone, model_args.dtype, model_args.attn_implementation)
     trainer = build_trainer(model, backbone, tuning, data, training, collator)
-    result = trainer.train()
+    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     save_result(trainer, data, result.metrics)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoProcessor,
@@ -28,6 +29,9 @@ QWEN_SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
+
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -122,17 +126,42 @@ def find_backbone(model_name_or_path: str) -> Backbone:
         local = Path(model_name_or_path) / "config.json"
         path = local if Path(model_name_or_path).is_dir() else Path(hf_hub_download(model_name_or_path, "config.json"))
         model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(
-            f"model_name_or_path {model_name_or_path}: neither a folder with a config.json nor a model that the hub "
+            f"model {model_name_or_path}: neither a folder with a config.json nor a model that the hub "
             f"could give ({type(error).__name__})"
         ) from error
     if model_type not in BACKBONES:
         raise InputError(
-            f"model_name_or_path {model_name_or_path}: family `{model_type}` is not supported; supported are "
-            f"{', '.join(BACKBONES)}"
+            f"model {model_name_or_path}: family `{model_type}` is not supported; supported are {', '.join(BACKBONES)}"
         )
     return BACKBONES[model_type]
+
+
+def load_weights(
+    model_name_or_path: str, backbone: Backbone, dtype: str, attn_implementation: str = "sdpa"
+) -> PreTrainedModel:
+    """The model's weights; under ZeRO-3 every rank keeps its part only.
+
+    Raises:
+        InputError: They cannot be read, or a tensor is missing, of another shape, or unknown to the family.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype `{dtype}`: choose one of {', '.join(DTYPES)}")
+    try:
+        model, report = backbone.model_class.from_pretrained(
+            model_name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+        )
+    except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"model {model_name_or_path}: {error}") from error
+    wrong = {kind: keys for kind, keys in report.items() if keys}
+    if wrong:
+        listed = "; ".join(f"{kind}: {len(keys)} (such as {min(map(str, keys))})" for kind, keys in wrong.items())
+        raise InputError(f"model {model_name_or_path}: its checkpoint does not fit the family: {listed}")
+    # Saving reverts the key conversions of loading. Under ZeRO-3 transformers also keeps those that matched no key,
+    # and would write `model.model.*`.
+    model._weight_conversions = [conversion for conversion in model._weight_conversions if conversion.was_used()]
+    return model
 
 
 def load_processor(model_name_or_path: str, backbone: Backbone, max_pixels: int | None = None) -> ProcessorMixin:
@@ -148,11 +177,10 @@ def load_processor(model_name_or_path: str, backbone: Backbone, max_pixels: int 
     try:
         processor = AutoProcessor.from_pretrained(model_name_or_path)
     except (OSError, ValueError) as error:
-        raise InputError(f"model_name_or_path {model_name_or_path}: no processor found: {error}") from error
+        raise InputError(f"model {model_name_or_path}: no processor found: {error}") from error
     if not isinstance(processor, ProcessorMixin):
         raise InputError(
-            f"model_name_or_path {model_name_or_path}: has a tokenizer but no image processor "
-            "(preprocessor_config.json is missing)"
+            f"model {model_name_or_path}: has a tokenizer but no image processor (preprocessor_config.json is missing)"
         )
     if max_pixels is not None:
         smallest = processor.image_processor.size["shortest_edge"]
@@ -167,7 +195,7 @@ def load_processor(model_name_or_path: str, backbone: Backbone, max_pixels: int 
     own = render(probe, chat_template=processor.chat_template, tokenize=False)
     if own != render(probe, chat_template=backbone.training_template, tokenize=False):
         raise InputError(
-            f"model_name_or_path {model_name_or_path}: its chat template differs from the family's; restore the "
+            f"model {model_name_or_path}: its chat template differs from the family's; restore the "
             "original chat_template of the model"
         )
     return processor

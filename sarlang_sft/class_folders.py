@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.imagery import IMAGE_SUFFIXES, header_size
+from sarlang_sft.image_files import IMAGE_SUFFIXES, header_size
 from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val
 
 SPLIT_NAMES = {
@@ -24,7 +24,7 @@ DIALOGUES_PER_IMAGE = 4
 def convert_folders(
     root: Path, source: str, val_fraction: float, caption_prompt: str, vqa_prompt: str, seed: int
 ) -> tuple[list[Record], list[Rejection]]:
-    """Four dialogues per image: its class, a yes and a no question, and a general caption.
+    """Four dialogues per image, at any depth: its class, a yes and a no question, and a general caption.
 
     The class asked for by the no question is drawn by `seed` and the image's path. Folder names are the class names,
     as they are. `val` is carved from `train` where there is no folder for it.
@@ -46,14 +46,19 @@ def convert_folders(
         raise InputError(f"--root {root}: needs at least two class folders in its splits, found {classes}")
     records: list[Record] = []
     rejections: list[Rejection] = []
-    files = [path for split in splits for path in sorted(split.glob("*/*")) if path.is_file()]
-    for path in tqdm(files, desc=root.name, unit=" images"):
+    files = [(split, path) for split in splits for path in sorted(split.rglob("*")) if not path.is_dir()]
+    for split, path in tqdm(files, desc=root.name, unit=" images"):
         relative = path.relative_to(root).as_posix()
-        size = header_size(root, relative) if path.suffix.lower() in IMAGE_SUFFIXES else "not an image file"
+        if path.parent == split:
+            size = "not in a class folder"
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            size = "not an image file"
+        else:
+            size = header_size(root, relative)
         if isinstance(size, str):
             rejections += [Rejection(relative, row, relative, size) for row in range(1, DIALOGUES_PER_IMAGE + 1)]
             continue
-        label = path.parent.name
+        label = path.relative_to(split).parts[0]
         other = random.Random(f"{seed}/{relative}").choice([name for name in classes if name != label])
         asked = [
             ("classification", vqa_prompt.replace("{question}", CLASSIFICATION), f"{label}."),
@@ -65,8 +70,7 @@ def convert_folders(
             Dialogue(f"{relative}:{row}", "folders", task, [Turn(question, answer)])
             for row, (task, question, answer) in enumerate(asked, 1)
         ]
-        split = splits[path.parent.parent]
-        records.append(Record([relative], *size, source, split, dialogues=dialogues))
+        records.append(Record([relative], *size, source, splits[split], dialogues=dialogues))
     return records if "val" in splits.values() else carve_val(records, val_fraction), rejections
 
 

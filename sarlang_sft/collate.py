@@ -10,7 +10,8 @@ from transformers import ProcessorMixin
 
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.errors import InputError
-from sarlang_sft.imagery import load_picture, path_inside
+from sarlang_sft.image_files import path_inside
+from sarlang_sft.imagery import load_picture
 
 IGNORED = -100
 Message = dict[str, Any]

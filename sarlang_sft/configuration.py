@@ -4,9 +4,9 @@ import argparse
 import difflib
 import os
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -34,14 +34,17 @@ def parse_arguments(
         InputError: The config file is missing, is no YAML mapping, or holds a key that no dataclass has.
     """
     args = list(sys.argv[1:] if args is None else args)
+    args = [part for word in args for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     named = {word.partition("=")[0] for word in args}
     if default_config is not None and not named & {"--config", "--model_name_or_path", "-h", "--help"}:
         if os.environ.get("RANK", "0") == "0":
             print(f"No --config and no model given: using {default_config}", flush=True)
         args = ["--config", str(default_config), *args]
-    if "--config" in args[:-1]:
+    if "--config" in args:
+        if args[-1] == "--config":
+            raise InputError("--config: the name of a YAML file must follow")
         check_config_file(Path(args[args.index("--config") + 1]), dataclass_types)
-    parser = TrlParser(dataclass_types, description=doc, formatter_class=HelpFormatter)
+    parser = TrlParser(dataclass_types, description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
     try:
         return parser.parse_args_and_config(args)
     except ValueError as error:  # a dataclass refused a value in its __post_init__
@@ -58,9 +61,34 @@ def check_config_file(path: Path, dataclass_types: list[type]) -> None:
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: must hold `option: value` lines, found {type(config).__name__}")
-    known = {field.name for cls in dataclass_types for field in fields(cls)} | {"env"}
-    for key in config:
+    known = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()} | {"env": dict}
+    for key, value in config.items():
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean `{close[0]}`?" if close else "see --help for the options"
             raise InputError(f"{path}: unknown option `{key}`; {hint}")
+        if not _fits(value, known[key]):
+            raise InputError(f"{path}: `{key}: {value}` is not of the type {_type_name(known[key])}")
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The plain types in a type hint: `list[str] | None` gives list and NoneType."""
+    if get_origin(hint) in (Union, UnionType):
+        return {kind for part in get_args(hint) for kind in _kinds(part)}
+    return {get_origin(hint) or hint}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can fill a field; text passes, since argparse reads it (`1e-4` is text to YAML)."""
+    kinds = _kinds(hint)
+    if value is None or isinstance(value, list | dict):
+        return type(value) in kinds
+    if isinstance(value, bool):
+        return bool(kinds & {bool, str})
+    if isinstance(value, float):
+        return bool(kinds & {float, str})
+    return bool(kinds - {list, dict, NoneType})
+
+
+def _type_name(hint: Any) -> str:
+    return " or ".join(sorted("nothing" if kind is NoneType else kind.__name__ for kind in _kinds(hint)))

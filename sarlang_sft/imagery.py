@@ -1,6 +1,7 @@
 """Reading radar pictures, and the named image operations that training and evaluation share."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,30 +12,9 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from sarlang_sft.errors import InputError
+from sarlang_sft.image_files import TIFF_SUFFIXES
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # in order of preference for one stem
 OPS_FILE = "image_ops.json"
-
-
-def path_inside(root: Path, relative: str) -> Path:
-    """`root / relative`, or [`InputError`] if that leaves `root` (through `..`, an absolute path or a link)."""
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise InputError(f"{relative}: leaves the image root {root}")
-    return path
-
-
-def header_size(root: Path, relative: str) -> tuple[int, int] | str:
-    """(width, height) in pixels from the file's header alone, or the reason why the image cannot be used."""
-    try:
-        path = path_inside(root, relative)
-    except InputError:
-        return "path leaves the image root"
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return "image unreadable"
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -44,7 +24,7 @@ def read_image(path: Path) -> np.ndarray:
     nothing is clipped; NaN counts as the lowest value. One band is repeated three times, two bands give (1, 2, 1).
     """
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
+        if path.suffix.lower() in TIFF_SUFFIXES:
             with (
                 warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
                 rasterio.open(path) as file,
@@ -126,6 +106,8 @@ def parse_ops(names: list[str]) -> list[tuple[str, float | None]]:
             value = float(argument) if argument else None
         except ValueError:
             raise InputError(f"image_ops: `{text}`: `{argument}` is no number") from None
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"image_ops: `{text}`: `{argument}` is no finite number")
         if name in NEEDS_ARGUMENT and (value is None or value < 1):
             raise InputError(f"image_ops: `{name}` needs a number of pixels, as in `{name}:64`")
         parsed.append((name, value))

@@ -10,14 +10,15 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from sarlang_sft.backbones import Backbone, find_backbone, load_processor
+from sarlang_sft.backbones import Backbone, find_backbone, load_processor, load_weights
 from sarlang_sft.collate import to_messages
 from sarlang_sft.errors import InputError
-from sarlang_sft.imagery import load_ops, load_picture, path_inside
+from sarlang_sft.image_files import path_inside
+from sarlang_sft.imagery import load_ops, load_picture
 from sarlang_sft.records import read_dialogue_table
 
 
@@ -46,7 +47,7 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
         raise InputError(f"--adapter {adapter}: no adapter there (adapter_model.safetensors is missing)")
     try:
         tuned = PeftModel.from_pretrained(model, str(adapter), config=PeftConfig.from_pretrained(str(adapter)))
-    except (ValueError, RuntimeError, HFValidationError) as error:
+    except (ValueError, RuntimeError, SafetensorError, HFValidationError) as error:
         raise InputError(f"--adapter {adapter}: does not fit the model: {error}") from error
     with safe_open(weights, "pt") as file:
         stored = set(file.keys())
@@ -69,11 +70,7 @@ def load_tuned(model: str, adapter: str | None, dtype: str = "auto", max_pixels:
     if adapter is not None and not Path(adapter).is_dir():
         raise InputError(f"--adapter {adapter}: no such folder")
     processor = load_processor(home, backbone, max_pixels)
-    torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-    try:
-        loaded = backbone.model_class.from_pretrained(model, dtype=torch_dtype, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        raise InputError(f"--model {model}: {error}") from error
+    loaded = load_weights(model, backbone, dtype)
     tuned = load_adapter(loaded, Path(adapter)) if adapter else loaded
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TunedModel(tuned.to(device).eval(), processor, backbone, load_ops(Path(home)))
@@ -167,10 +164,32 @@ def exchange_images(questions: list[Question]) -> list[Question]:
     return [Question(q.id, other[tuple(q.images)], q.subset, q.task, q.turns) for q in questions]
 
 
+def keep_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write beside a predictions file what it is made with.
+
+    Raises:
+        InputError: The file was begun with other settings, so that continuing it would mix two models' answers.
+    """
+    beside = path.with_suffix(".settings.json")
+    if path.is_file() and beside.is_file():
+        begun = json.loads(beside.read_text(encoding="utf-8"))
+        for name, value in settings.items():
+            if begun.get(name) != value:
+                raise InputError(
+                    f"{path}: was begun with {name} {begun.get(name)!r}, not {value!r}; choose another --out"
+                )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def predict_to_file(
     tuned: TunedModel, questions: list[Question], image_root: Path, path: Path, batch_size: int, max_new_tokens: int
-) -> int:
-    """Append the answer of every question that `path` does not hold yet, one JSON line each; returns how many."""
+) -> tuple[int, list[str]]:
+    """Append the answer of every question that `path` does not hold yet, one JSON line each.
+
+    Returns:
+        How many were written, and the images that could not be read: their questions stay unanswered.
+    """
     done = _answered(path)
     left = [question for question in questions if question.id not in done]
     unknown = done - {question.id for question in questions}
@@ -180,12 +199,19 @@ def predict_to_file(
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file, tqdm(total=len(left), desc=path.stem, unit=" answers") as progress:
+        unreadable: set[str] = set()
+        written = 0
         for batch in _batches(left, batch_size):
-            pictures = {
-                image: load_picture(path_inside(image_root, image), tuned.image_ops)
-                for question in batch
-                for image in question.images
-            }
+            pictures = {}
+            for image in {image for question in batch for image in question.images} - unreadable:
+                try:
+                    pictures[image] = load_picture(path_inside(image_root, image), tuned.image_ops)
+                except InputError:
+                    unreadable.add(image)
+            progress.update(len(batch))
+            batch = [question for question in batch if not unreadable & set(question.images)]
+            if not batch:
+                continue
             asked = [Asked([pictures[image] for image in question.images], question.turns) for question in batch]
             for question, (text, logprob) in zip(batch, answer(tuned, asked, max_new_tokens), strict=True):
                 row: dict[str, Any] = {
@@ -200,8 +226,8 @@ def predict_to_file(
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-            progress.update(len(batch))
-    return len(left)
+            written += len(batch)
+    return written, sorted(unreadable)
 
 
 def _answered(path: Path) -> set[str]:

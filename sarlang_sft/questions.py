@@ -7,7 +7,7 @@ import numpy as np
 from sarlang_sft.records import Box, Turn
 from sarlang_sft.scenes import CLASSES, Scene
 
-Asked = tuple[str, Turn]
+TaskTurn = tuple[str, Turn]
 """A task of `records.TASKS` with one question and answer about it."""
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -40,7 +40,7 @@ def where_most(boxes: list[Box], width: int, height: int) -> str | None:
     return region if 2 * count > len(boxes) else None
 
 
-def box_questions(boxes: list[Box], width: int, height: int, rng: np.random.Generator) -> list[Asked]:
+def box_questions(boxes: list[Box], width: int, height: int, rng: np.random.Generator) -> list[TaskTurn]:
     """Questions of the five box-driven applications (SARVQA1): every answer follows from the boxes alone.
 
     Identification asks about as many absent as present classes; positions without a majority are not asked.
@@ -50,7 +50,7 @@ def box_questions(boxes: list[Box], width: int, height: int, rng: np.random.Gene
         by_class[box.label].append(box)
     present = [label for label in CLASSES if label in by_class]
     absent = [label for label in CLASSES if label not in by_class]
-    asked: list[Asked] = []
+    asked: list[TaskTurn] = []
     for label in present:
         asked.append(("identification", Turn(f"Is there a {label} in the image?", "Yes.")))
         asked.append(
@@ -75,11 +75,11 @@ _USE = {"forest": "Forestry", "fields": "Farming", "buildings": "Housing", "open
 _GROUND = {"forest": "a forest", "fields": "farmland", "buildings": "a built-up area", "open water": "open water"}
 
 
-def scene_questions(scene: Scene, rng: np.random.Generator) -> list[Asked]:
+def scene_questions(scene: Scene, rng: np.random.Generator) -> list[TaskTurn]:
     """Free-form questions (SARVQA2): area types, surroundings, and the five kinds of Others."""
     background = scene.background
     trees = "Yes." if background == "forest" else "No."
-    asked: list[Asked] = [
+    asked: list[TaskTurn] = [
         ("classification", Turn("What type of area is mostly visible?", f"{_AREA[background]}.")),
         ("identification", Turn("Are there any surrounding trees?", trees)),
     ]

@@ -133,6 +133,12 @@ def write_data_folder(
     Returns:
         The manifest.
     """
+    if not records:
+        reasons = Counter(rejection.reason for rejection in rejections).most_common(1)
+        why = f"; most often: {reasons[0][0]} (such as {rejections[0].image!r})" if reasons else ""
+        raise InputError(f"--out {out}: none of {len(rejections)} rows could be used{why}; nothing was written")
+    if out.is_file():
+        raise InputError(f"--out {out}: is a file; give the name of a folder")
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise InputError(f"--out {out}: exists and is no data folder (no manifest.json); choose another")
     accepted = sum(len(record.dialogues) for record in records)
@@ -181,7 +187,10 @@ def read_manifest(data: Path) -> dict[str, Any]:
         raise InputError(
             f"--data {data}: no data folder (manifest.json is missing); make one with data_prep/convert_*.py"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"--data {data}: {path} is no valid JSON ({error}); convert the data again") from error
 
 
 def print_manifest(manifest: dict[str, Any]) -> None:
@@ -237,15 +246,19 @@ def image_root_of(data: Path, image_root: str | None) -> Path:
 
 
 def carve_val(records: list[Record], fraction: float) -> list[Record]:
-    """Move `fraction` of the training images to `val`: those with the smallest hash of their paths, whole images.
+    """Move `fraction` of the training images to `val`: those with the smallest hash of their names, whole images.
 
-    The choice depends on the paths alone, so that it survives a change of texts and of row order.
+    The choice depends on the file names without suffix alone, so that it survives a change of texts, of row order and
+    of the image root: the optical twins of radar images are carved alike.
     """
     if not 0 <= fraction < 1:
         raise InputError(f"--val_fraction {fraction}: must be at least 0 and below 1")
     train = [record for record in records if record.split == "train"]
     wanted = max(1, round(fraction * len(train))) if fraction > 0 and len(train) > 1 else 0
-    key = {id(record): hashlib.sha256("\n".join(record.images).encode()).digest() for record in train}
+    key = {
+        id(record): hashlib.sha256("\n".join(Path(image).stem for image in record.images).encode()).digest()
+        for record in train
+    }
     val = {id(record) for record in sorted(train, key=lambda record: key[id(record)])[:wanted]}
     return [Record(**{**vars(record), "split": "val"}) if id(record) in val else record for record in records]
 

@@ -73,9 +73,8 @@ def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> Me
         dtype: Of the merged weights; `auto` keeps the base's.
 
     Raises:
-        InputError: `out` exists, the adapter does not fit the base or changes nothing.
-        RuntimeError: The merged checkpoint, loaded from its folder, has other keys than the base or other logits than
-            the adapted model.
+        InputError: `out` exists, the adapter does not fit the base or changes nothing, or the merged checkpoint,
+            loaded from its folder, has other keys than the base or other logits than the adapted model.
     """
     if out.exists():
         raise InputError(f"--out {out}: exists; choose another folder")
@@ -101,7 +100,7 @@ def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> Me
         merged = load_tuned(str(building), None, dtype)
         tied = {"lm_head.weight"} if merged.model.config.tie_word_embeddings else set()
         if stored_keys(str(building)) - tied != stored_keys(base) - tied:
-            raise RuntimeError(f"the merged checkpoint has other keys than its base {base}; nothing was written")
+            raise InputError(f"--adapter {adapter}: merged, it has other keys than {base}; nothing was written")
         after = _logits(merged, inputs)
         report = MergeReport(
             max_abs_diff=float((after - adapted).abs().max()),
@@ -112,9 +111,9 @@ def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> Me
         )
         allowed = min(TOLERANCE[weights_dtype] * report.logit_std, LARGEST_LOSS * report.effect)
         if not report.max_abs_diff <= allowed:
-            raise RuntimeError(
-                f"merged and adapted logits differ by {report.max_abs_diff:.3g}, allowed are {allowed:.3g} "
-                f"({report.dtype}); nothing was written. Merge with --dtype float32"
+            raise InputError(
+                f"--adapter {adapter}: merging in {report.dtype} changes the logits by {report.max_abs_diff:.3g}, "
+                f"allowed are {allowed:.3g}; nothing was written. Merge with --dtype float32"
             )
         (building / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
         building.rename(out)

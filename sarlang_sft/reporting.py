@@ -9,7 +9,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from sarlang_sft.imagery import path_inside, read_image
+from sarlang_sft.image_files import path_inside
+from sarlang_sft.imagery import read_image
 from sarlang_sft.records import read_dialogue_table
 from sarlang_sft.scenes import CLASSES
 from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
@@ -125,6 +126,7 @@ def confusion_picture(rows: Sequence[Row], path: Path, title: str) -> float:
     accuracy = float(np.trace(counts) / counts.sum())
     axis.set_title(f"{title}: {100 * accuracy:.1f} % of {len(rows)}")
     figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
     return accuracy

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,19 +34,33 @@ def write_sample(
     Raises:
         InputError: `out` exists and is no earlier sample, or a number makes no sense.
     """
-    if images < 2 or not 0 < test_fraction < 1:
-        raise InputError(f"--images {images}: at least 2 are needed, one to train and one to test")
+    if not 0 < test_fraction < 1 or not images - max(1, round(images * test_fraction)) >= 1:
+        raise InputError(
+            f"--images {images} with --test_fraction {test_fraction}: leaves no scene to train or none to test"
+        )
     if size < 64 or looks <= 0:
         raise InputError(f"--size {size} must be at least 64 pixels and --looks {looks} above 0")
     if out.exists() and any(out.iterdir()):
         if not (out / "truth.json").is_file():
             raise InputError(f"--out {out}: exists and is no earlier sample (no truth.json); choose another")
         shutil.rmtree(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    building.chmod(0o755)
+    try:
+        _write(building, images, seed, images - max(1, round(images * test_fraction)), size, looks)
+        if out.exists():
+            out.rmdir()
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write(out: Path, images: int, seed: int, first_test: int, size: int, looks: float) -> None:
     for folder in ("SARimages", "RGBimages"):
         (out / folder).mkdir(parents=True)
     texts: dict[str, list[tuple[str, str | None, str]]] = {}
     truth = {}
-    first_test = images - max(1, round(images * test_fraction))
     for index in tqdm(range(images), desc="scenes", unit=" images"):
         split = "train" if index < first_test else "test"
         name = f"SIM_{index:06d}.png"

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.imagery import IMAGE_SUFFIXES, header_size
+from sarlang_sft.image_files import IMAGE_SUFFIXES, header_size
 from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val, file_hash
 
 CAPTION_PROMPT = "Describe the content of this image in one sentence."
@@ -47,9 +48,9 @@ TASK_PATTERNS = [
     (re.compile(pattern, re.IGNORECASE), task)
     for pattern, task in [
         (r"\bin the (area|region) \[", "referring"),
-        (r"^\s*how many\b", "counting"),
-        (r"^\s*where\b|\bpositioned\b", "positioning"),
+        (r"^\s*(how many|count)\b|\bnumber of\b", "counting"),
         (r"^\s*(is|are|does|do|has|have|can)\b", "identification"),
+        (r"^\s*where\b|\bpositioned\b", "positioning"),
         (
             r"^\s*(what|which) (type|kind) of area\b|\bcategor(y|ies)\b|^\s*(what|which) (class|object)",
             "classification",
@@ -64,6 +65,9 @@ SOURCE_PATTERNS = [
     (re.compile(r"^\d+$"), "SARDet-100K"),
     (re.compile(r"^(SV|[A-Za-z]+)_", re.IGNORECASE), "OpenEarthMap-SAR"),
 ]
+
+RESOLUTION_M = {"SpaceNet6": 0.5}  # the other sources mix resolutions
+SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|<image>")
 
 
 def task_of(question: str) -> str:
@@ -96,26 +100,36 @@ class Row:
     problem: str | None = None
 
 
-def find_text_files(root: Path) -> dict[str, Path]:
-    """The release's text files below `root`, at any depth, in any case, by the keys of `TEXT_FILES`.
+def find_text_files(root: Path) -> dict[TextFile, Path]:
+    """The release's text files below `root`, at any depth and in any case, by what they hold.
 
-    Where a JSON and a CSV of one name are there, the JSON is taken.
+    Where a JSON and a CSV hold the same, the JSON is taken.
+
+    Raises:
+        InputError: There is none, or two of one suffix hold the same.
     """
     if not root.is_dir():
         raise InputError(f"--root {root}: no such folder")
-    found: dict[str, Path] = {}
-    for folder, _, names in os.walk(root):
-        for name in sorted(names):
-            path = Path(folder, name)
-            key = re.sub(r"[-_ ]", "", path.stem.lower())
-            suffix = path.suffix.lower()
-            if key in TEXT_FILES and (suffix == ".json" or (suffix == ".csv" and key not in found)):
-                found[key] = path
+    found: dict[tuple[TextFile, str], Path] = {}
+    for path in sorted(root.rglob("*")):
+        file = TEXT_FILES.get(re.sub(r"[-_ ]", "", path.stem.lower()))
+        suffix = path.suffix.lower()
+        if file is None or suffix not in (".json", ".csv") or not path.is_file():
+            continue
+        if (file, suffix) in found:
+            raise InputError(
+                f"--root {root}: {found[file, suffix]} and {path} hold the same texts; remove one of them"
+            )
+        found[file, suffix] = path
     if not found:
         raise InputError(
             f"--root {root}: no text file of the release below it (such as Text/VQA/train/SARVQA1_train.json)"
         )
-    return {key: found[key] for key in TEXT_FILES if key in found}
+    return {
+        file: found.get((file, ".json"), found.get((file, ".csv")))
+        for file in dict.fromkeys(TEXT_FILES.values())
+        if (file, ".json") in found or (file, ".csv") in found
+    }
 
 
 def read_rows(path: Path, kind: str) -> Iterator[Row]:
@@ -125,24 +139,33 @@ def read_rows(path: Path, kind: str) -> Iterator[Row]:
 
 def _read_csv(path: Path, kind: str) -> Iterator[Row]:
     columns = 2 if kind == "caption" else 3
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        number = 0
-        for cells in csv.reader(file):
-            if not cells or (number == 0 and cells[0].strip().lower() in ("image name", "image", "image_name")):
-                continue
-            number += 1
-            if len(cells) != columns:
-                yield Row(number, image=cells[0], problem="wrong columns")
-            elif kind == "caption":
-                yield Row(number, cells[0].strip(), None, cells[1].strip())
-            else:
-                yield Row(number, cells[0].strip(), cells[1].strip(), cells[2].strip())
+    csv.field_size_limit(sys.maxsize)  # an unbalanced quote makes one field of all that follows; it is counted below
+    number = lines = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            for cells in reader:
+                lines, spanned = reader.line_num, reader.line_num - lines
+                if not cells or (number == 0 and cells[0].strip().lower() in ("image name", "image", "image_name")):
+                    continue
+                if len(cells) != columns:
+                    for _ in range(spanned):
+                        number += 1
+                        yield Row(
+                            number, image=cells[0], problem="wrong columns" if spanned == 1 else "unbalanced quote"
+                        )
+                    continue
+                number += 1
+                image, *question, answer = (cell.strip() for cell in cells)
+                yield Row(number, image, question[0] if question else None, answer)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: after row {number}: {error}; save the file as UTF-8 CSV") from error
 
 
 def _read_json(path: Path, kind: str) -> Iterator[Row]:
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(items, list):
         raise InputError(f"{path}: must hold a list of samples, found {type(items).__name__}")
@@ -160,25 +183,30 @@ def _json_row(number: int, item: Any, kind: str) -> Row:
     return Row(number, str(image), None if kind == "caption" else question, answer)
 
 
-def index_images(image_root: Path) -> dict[str, str]:
-    """Relative path of every image below `image_root` by its stem in lower case.
+def index_images(image_root: Path) -> dict[str, list[str]]:
+    """Relative paths of the images below `image_root` by their stem in lower case, one per folder.
 
-    Texts name images by the authors' own paths and suffixes, so only the stem counts. Of several files with one stem
-    the preprocessed one is taken, then the order of `IMAGE_SUFFIXES`; optical twins (folders named `RGB...`) never.
+    Texts name images by the authors' own paths and suffixes, so the stem counts. In one folder the order of
+    `IMAGE_SUFFIXES` decides; files in folders named `...original` count where there is nothing else, optical twins in
+    folders named `RGB...` never.
     """
     if not image_root.is_dir():
         raise InputError(f"--image_root {image_root}: no such folder")
-    best: dict[str, tuple[tuple[bool, int, str], str]] = {}
+    found: dict[str, dict[str, tuple[int, str]]] = {}
     for folder, subfolders, names in os.walk(image_root):
         subfolders[:] = sorted(name for name in subfolders if not name.lower().startswith("rgb"))
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in IMAGE_SUFFIXES:
                 relative = os.path.relpath(os.path.join(folder, name), image_root)
-                rank = ("original" in relative.lower(), IMAGE_SUFFIXES.index(suffix.lower()), relative)
-                if stem.lower() not in best or rank < best[stem.lower()][0]:
-                    best[stem.lower()] = (rank, relative)
-    return {stem: relative for stem, (_, relative) in best.items()}
+                rank = (IMAGE_SUFFIXES.index(suffix.lower()), relative)
+                places = found.setdefault(stem.lower(), {})
+                places[folder] = min(rank, places.get(folder, rank))
+    index = {}
+    for stem, places in found.items():
+        paths = [relative for _, relative in places.values()]
+        index[stem] = [path for path in paths if "original" not in os.path.dirname(path).lower()] or paths
+    return index
 
 
 @dataclass(frozen=True)
@@ -206,13 +234,12 @@ def convert(
     """
     files = find_text_files(root)
     images = index_images(image_root)
-    kinds = {TEXT_FILES[key].kind for key in files}
+    kinds = {file.kind for file in files}
     prefixed = prompts.class_prefix == "always" or (prompts.class_prefix == "auto" and {"vqa1", "vqa2"} <= kinds)
     sizes: dict[str, tuple[int, int] | str] = {}
     records: dict[tuple[str, str], Record] = {}
     rejections: list[Rejection] = []
-    for key, path in files.items():
-        file = TEXT_FILES[key]
+    for file, path in files.items():
         name = str(path.relative_to(root))
         for row in tqdm(read_rows(path, file.kind), desc=name, unit=" rows"):
             relative, problem = _locate(row, images)
@@ -227,7 +254,8 @@ def convert(
             record = records.get((relative, file.split))
             if record is None:
                 width, height = sizes[relative]
-                record = Record([relative], width, height, source_of(Path(relative).stem), file.split)
+                source = source_of(Path(relative).stem)
+                record = Record([relative], width, height, source, file.split, resolution_m=RESOLUTION_M.get(source))
                 records[relative, file.split] = record
             record.dialogues.append(_dialogue(f"{path.stem}:{row.number}", row, file, prompts, prefixed))
     return (
@@ -237,7 +265,7 @@ def convert(
     )
 
 
-def _locate(row: Row, images: dict[str, str]) -> tuple[str | None, str | None]:
+def _locate(row: Row, images: dict[str, list[str]]) -> tuple[str | None, str | None]:
     """(relative image path, None), or (None, why the row cannot be used)."""
     if row.problem:
         return None, row.problem
@@ -245,11 +273,17 @@ def _locate(row: Row, images: dict[str, str]) -> tuple[str | None, str | None]:
         return None, "empty question"
     if not row.answer:
         return None, "empty answer"
+    if SPECIAL_TOKEN.search(f"{row.question} {row.answer}"):
+        return None, "special token in the text"
     parts = re.split(r"[\\/]", row.image)
-    relative = images.get(os.path.splitext(parts[-1])[0].lower())
-    if relative is None:
+    candidates = images.get(os.path.splitext(parts[-1])[0].lower(), [])
+    if not candidates:
         return None, "path leaves the image root" if ".." in parts else "image not found"
-    return relative, None
+    if len(candidates) > 1:  # the folder named in the text tells equal names apart, such as train/1.png and val/1.png
+        folders = [part.lower() for part in parts[:-1]]
+        shared = [len(set(folders) & set(Path(relative.lower()).parts[:-1])) for relative in candidates]
+        candidates = [path for path, count in zip(candidates, shared, strict=True) if count == max(shared)]
+    return (candidates[0], None) if len(candidates) == 1 else (None, "several images of this name")
 
 
 def _dialogue(identifier: str, row: Row, file: TextFile, prompts: Prompts, prefixed: bool) -> Dialogue:

@@ -22,7 +22,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from sarlang_sft.backbones import BACKBONES, Backbone
+from sarlang_sft.backbones import BACKBONES, DTYPES, Backbone
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import parse_ops, save_ops
@@ -38,7 +38,7 @@ from sarlang_sft.tuning import (
     lora_config,
 )
 
-SAMPLE_IMAGES = 200
+SAMPLE_SCENES = 200
 
 
 @dataclass
@@ -63,8 +63,8 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.tiny_family not in BACKBONES:
             raise InputError(f"tiny_family `{self.tiny_family}`: choose one of {', '.join(BACKBONES)}")
-        if self.dtype not in ("auto", "bfloat16", "float16", "float32"):
-            raise InputError(f"dtype `{self.dtype}`: choose auto, bfloat16, float16 or float32")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype `{self.dtype}`: choose one of {', '.join(DTYPES)}")
 
 
 @dataclass
@@ -89,6 +89,9 @@ class DataArguments:
         default=None,
         metadata={"help": "If this data folder is missing, it is made of 200 simulated scenes (demo)."},
     )
+    sample_images: str = field(
+        default="SARimages", metadata={"help": "Images of the simulated scenes: SARimages or RGBimages (optical)."}
+    )
 
     def __post_init__(self) -> None:
         parse_ops(self.image_ops)
@@ -99,7 +102,7 @@ class DataArguments:
 
 @dataclass
 class TrainArguments(SFTConfig):
-    """TRL's SFTConfig; on a machine without a GPU it trains on the CPU, over gloo under torchrun, in float32."""
+    """TRL's SFTConfig; on a machine without a GPU it trains on the CPU, over gloo under torchrun, `bf16` off."""
 
     max_length: int | None = field(default=None, metadata={"help": "Not used: bound the image by max_pixels instead."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads them."})
@@ -109,6 +112,12 @@ class TrainArguments(SFTConfig):
             raise InputError(
                 "max_length: cutting a sequence cuts image tokens; bound the image with max_pixels instead"
             )
+        if self.packing or self.padding_free:
+            raise InputError("packing and padding_free: TRL offers them for text only; leave them off")
+        if Path(self.output_dir or "").is_file():
+            raise InputError(f"output_dir {self.output_dir}: is a file; give the name of a folder")
+        if self.resume_from_checkpoint and not Path(self.resume_from_checkpoint).is_dir():
+            raise InputError(f"resume_from_checkpoint {self.resume_from_checkpoint}: no such folder")
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.use_cpu:
@@ -143,10 +152,14 @@ def make_missing_inputs(model: ModelArguments, data: DataArguments, training: Tr
         folder = Path(data.data)
         if data.data == data.sample_folder and not (folder / "manifest.json").is_file():
             sample = folder.parent / "sample"
-            print(f"{folder} is missing: making a sample of {SAMPLE_IMAGES} simulated scenes in {sample}", flush=True)
-            write_sample(sample, SAMPLE_IMAGES, seed=0)
-            records, rejections, inputs = convert(sample, sample, 0.02, Prompts())
-            write_data_folder(folder, records, rejections, sample, inputs)
+            if not (sample / "truth.json").is_file():
+                print(
+                    f"{folder} is missing: making a sample of {SAMPLE_SCENES} simulated scenes in {sample}", flush=True
+                )
+                write_sample(sample, SAMPLE_SCENES, seed=0)
+            image_root = sample / data.sample_images
+            records, rejections, inputs = convert(sample, image_root, 0.02, Prompts())
+            write_data_folder(folder, records, rejections, image_root, inputs)
         base = Path(model.model_name_or_path)
         if model.model_name_or_path == model.tiny_folder and not (base / "config.json").is_file():
             print(f"{base} is missing: making an untaught tiny {model.tiny_family} there", flush=True)
@@ -176,22 +189,6 @@ def make_collator(processor: ProcessorMixin, backbone: Backbone, data: DataArgum
 def check_supervision(collator: DialogueCollator, data: DataArguments) -> None:
     """Collate one dialogue before any model is loaded; raises [`InputError`] if no token of it would carry loss."""
     collator([load_dialogues(data, "train")[0]])
-
-
-def load_model(model: ModelArguments, backbone: Backbone) -> PreTrainedModel:
-    """The model's weights; under ZeRO-3 every rank keeps its part only."""
-    try:
-        loaded = backbone.model_class.from_pretrained(
-            model.model_name_or_path,
-            dtype=model.dtype if model.dtype == "auto" else getattr(torch, model.dtype),
-            attn_implementation=model.attn_implementation,
-        )
-    except (OSError, ImportError, ValueError) as error:
-        raise InputError(f"model_name_or_path {model.model_name_or_path}: {error}") from error
-    # Saving reverts the key conversions of loading. Under ZeRO-3 transformers also keeps those that matched no key,
-    # and would write `model.model.*`.
-    loaded._weight_conversions = [conversion for conversion in loaded._weight_conversions if conversion.was_used()]
-    return loaded
 
 
 class SaveImageOps(TrainerCallback):

@@ -41,6 +41,10 @@ class TuningArguments:
             )
         if self.lora_r < 1:
             raise InputError(f"lora_r {self.lora_r}: must be at least 1")
+        if self.lora_alpha <= 0:
+            raise InputError(f"lora_alpha {self.lora_alpha}: must be above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout {self.lora_dropout}: must be at least 0 and below 1")
 
     def modes(self) -> dict[str, str]:
         """Mode by component."""

@@ -21,12 +21,21 @@ def test_every_image_gives_a_class_a_yes_a_no_and_a_caption(tmp_path: Path) -> N
     root = make_folders(tmp_path / "chips")
     (root / "Train/T72/notes.txt").write_text("no picture")
     (root / "Train/T72/torn.png").write_bytes(b"\x89PNG")
+    Image.new("L", (40, 30)).save(root / "Train/loose.png")
+    Image.new("L", (900, 3)).save(root / "Train/T72/line.png")
+    (root / "Train/T72/deeper").mkdir()
+    (root / "Train/T72/a.png").rename(root / "Train/T72/deeper/a.png")
     output = run_script(
         "data_prep/convert_folders.py", "--root", root, "--out", tmp_path / "data", "--source", "chips"
     )
     manifest = read_manifest(tmp_path / "data")
-    assert manifest["rejected"] == {"not an image file": 4, "image unreadable": 4}
-    assert manifest["read"] == 4 * 32 and manifest["accepted"] == 4 * 30 and "image unreadable" in output
+    assert manifest["rejected"] == {
+        "not an image file": 4,
+        "image unreadable": 4,
+        "not in a class folder": 4,
+        "image too elongated": 4,
+    }
+    assert manifest["read"] == 4 * 34 and manifest["accepted"] == 4 * 30 and "image unreadable" in output
     records = [record for split in ("train", "val", "test") for record in read_records(tmp_path / "data", split)]
     for record in records:
         label = record.images[0].split("/")[1]

@@ -6,7 +6,8 @@ import rasterio
 from PIL import Image
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.imagery import load_ops, load_picture, parse_ops, path_inside, read_image, save_ops
+from sarlang_sft.image_files import header_size, path_inside
+from sarlang_sft.imagery import load_ops, load_picture, parse_ops, read_image, save_ops
 
 RNG = np.random.default_rng(0)
 
@@ -35,6 +36,7 @@ def test_sixteen_bit_and_float_images_are_stretched_not_clipped(tmp_path: Path) 
     decibel[0, 0] = np.nan
     write_tif(tmp_path / "decibel.tif", np.stack([decibel, decibel - 7]))
     for name in ("deep.png", "decibel.tif"):
+        assert header_size(tmp_path, name) == (30, 20)
         picture = read_image(tmp_path / name)
         assert picture.shape == (20, 30, 3) and np.isfinite(picture).all()
         assert picture.min() == 0 and picture.max() == 255 and picture[10, 15, 0] == pytest.approx(128, abs=8)
@@ -67,7 +69,7 @@ def test_operations_are_kept_beside_the_model(tmp_path: Path) -> None:
     assert load_ops(tmp_path) == ["log", "crop:64"]
 
 
-@pytest.mark.parametrize("op", ["sharpen", "crop", "crop:x", "shift:0"])
+@pytest.mark.parametrize("op", ["sharpen", "crop", "crop:x", "crop:nan", "shift:0"])
 def test_unknown_operations_are_refused_by_name(op: str) -> None:
     with pytest.raises(InputError, match=op.split(":")[0]):
         parse_ops([op])

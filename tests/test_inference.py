@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_half_precision_merge_is_measured_and_a_drowned_adapter_is_refused(tin
         load_processor(str(tiny), QWEN).save_pretrained(tmp_path / name)
     report = merge_adapter(str(tiny), str(tmp_path / "strong"), tmp_path / "merged", "bfloat16")
     assert report.dtype == "bfloat16" and 0 < report.max_abs_diff < 0.5 * report.effect
-    with pytest.raises((RuntimeError, InputError), match=r"Merge with --dtype float32|changes no logit"):
+    with pytest.raises(InputError, match=r"Merge with --dtype float32|changes no logit"):
         merge_adapter(str(tiny), str(tmp_path / "faint"), tmp_path / "lost", "bfloat16")
     assert not (tmp_path / "lost").exists()
 
@@ -110,8 +111,33 @@ def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
     assert "19 answers written, 30 in all" in run_script(*words, tmp_path / "half")
     continued = [json.loads(line) for line in (tmp_path / "half/predictions.jsonl").read_text().splitlines()]
     assert {row["id"]: row["predict"] for row in continued} == {row["id"]: row["predict"] for row in rows}
+    other = [*words, tmp_path / "half", "--exchange_images", "true"]
+    assert "was begun with exchange_images False, not True" in run_script(*other, code=2)
     (tmp_path / "half/predictions.jsonl").write_text('{"id": "another question"}\n')
     assert "holds answers to other questions" in run_script(*words, tmp_path / "half", code=2)
+
+
+def test_an_unreadable_image_leaves_its_questions_unanswered_and_is_named(
+    tiny: Path, data: Path, sample: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sample, tmp_path / "sample")
+    torn = sorted({q.images[0] for q in read_questions(data, "test", [], [], 40)})[0]
+    (tmp_path / "sample" / torn).write_bytes(b"torn")
+    words = ["--model", tiny, "--data", data, "--limit", 40, "--max_new_tokens", 4, "--out", tmp_path]
+    output = run_script("eval/generate.py", *words, "--image_root", tmp_path / "sample")
+    answered = [json.loads(line)["image"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert torn in output and "stay unanswered" in output and answered and torn not in answered
+
+
+def test_a_checkpoint_with_missing_tensors_is_refused(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "model")
+    tensors = load_file(tiny / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "layers.1." not in k}, tmp_path / "model/model.safetensors")
+    with pytest.raises(InputError, match=r"does not fit the family: missing_keys: \d+"):
+        load_tuned(str(tmp_path / "model"), None)
+    (tmp_path / "model/model.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match="model"):
+        load_tuned(str(tmp_path / "model"), None)
 
 
 def test_batched_answers_equal_single_ones_and_transformers_own_greedy_search(

@@ -6,6 +6,7 @@ from conftest import run_script
 from datasets import load_dataset
 from PIL import Image
 
+from sarlang_sft.errors import InputError
 from sarlang_sft.records import read_manifest, read_records
 from sarlang_sft.sarlang import Prompts, convert, index_images, source_of, style_of, task_of
 
@@ -103,6 +104,53 @@ def test_bad_rows_are_rejected_with_reasons_and_the_rest_goes_on(tmp_path: Path)
     )
 
 
+def test_equal_names_are_told_apart_by_the_folder_in_the_text_or_rejected(tmp_path: Path) -> None:
+    rows = "Image Name,Question,Answer\n" + "".join(
+        f"{name},Is there a ship in the image?,Yes.\n" for name in ("x/val/7.jpg", "x/train/7.jpg", "7.jpg")
+    )
+    root = write_release(tmp_path / "release", rows)
+    for folder in ("SARDet/train", "SARDet/val", "SARDet_original/val"):
+        (root / folder).mkdir(parents=True)
+        Image.new("L", (16, 16)).save(root / folder / "7.png")
+    records, rejections, _ = convert(root, root, 0, Prompts())
+    assert [(r.images, [d.id for d in r.dialogues]) for r in records] == [
+        (["SARDet/val/7.png"], ["SARVQA1_train:1"]),
+        (["SARDet/train/7.png"], ["SARVQA1_train:2"]),
+    ]
+    assert [rejection.reason for rejection in rejections] == ["several images of this name"]
+
+
+def test_an_unbalanced_quote_loses_no_row_unseen(tmp_path: Path) -> None:
+    good = '0000002.png, "How many ships, cars?", 2\n'
+    rows = (
+        "Image Name,Question,Answer\n" + good + '0000001.png,"Is there a ship?,Yes.\n' + good.replace('"', "") * 9000
+    )
+    records, rejections, _ = convert(*[write_release(tmp_path / "release", rows)] * 2, 0, Prompts())
+    assert [d.turns[0].answer for r in records for d in r.dialogues] == ["2"]
+    assert len(rejections) == 9001 and {rejection.reason for rejection in rejections} == {"unbalanced quote"}
+
+
+def test_other_encodings_special_tokens_and_repeated_files_are_named(tmp_path: Path) -> None:
+    root = write_release(tmp_path / "release", "0000001.png,Is <|image_pad|> here?,Yes.\n0000001.png,Is it?,Yes.\n")
+    _, rejections, _ = convert(root, root, 0, Prompts())
+    assert [rejection.reason for rejection in rejections] == ["special token in the text"]
+    path = root / "Text/VQA/train/SARVQA1_train.csv"
+    (tmp_path / "release/copy").mkdir()
+    (tmp_path / "release/copy/sarvqa1-train.CSV").write_text(path.read_text())
+    with pytest.raises(InputError, match="hold the same texts"):
+        convert(root, root, 0, Prompts())
+    (tmp_path / "release/copy/sarvqa1-train.CSV").unlink()
+    path.write_bytes("0000001.png,Où est-il?,là\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"SARVQA1_train\.csv: after row 0.*UTF-8"):
+        convert(root, root, 0, Prompts())
+
+
+def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
+    root = write_release(tmp_path / "release", "a/1.png,Is it?,Yes.\n")
+    output = run_script("data_prep/convert_sarlang.py", "--root", root, "--out", tmp_path / "data", code=2)
+    assert "none of 1 rows could be used; most often: image not found (such as 'a/1.png')" in output
+
+
 def test_csv_and_json_of_one_release_give_the_same_records(sample: Path, tmp_path: Path) -> None:
     both = convert(sample, sample, 0.1, Prompts())
     copies = {}
@@ -143,7 +191,7 @@ def test_prefix_is_left_out_where_vqa1_is_alone(tmp_path: Path) -> None:
 
 
 def test_optical_twins_are_never_taken_for_radar_images(sample: Path) -> None:
-    assert all(path.startswith("SARimages/") for path in index_images(sample).values())
+    assert all(path.startswith("SARimages/") for paths in index_images(sample).values() for path in paths)
     assert len(index_images(sample / "RGBimages")) == 40
 
 

@@ -1,7 +1,6 @@
 """Scores of captions: agreement with the authors' script, all references of an image and style, the command line."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,13 +26,6 @@ TEXTS = {
 
 def caption_row(name: str, image: str, style: str, label: str, predict: str | None) -> Row:
     return Row(name, (image,), f"caption_{style}", "description", style, "SpaceNet6", 0.5, "Describe.", label, predict)
-
-
-@pytest.fixture
-def real_data() -> Path:
-    if "SAR_REAL_DATA" not in os.environ:
-        pytest.skip("SAR_REAL_DATA is not set: it names the folder with official_scores/, the authors' own verdicts")
-    return Path(os.environ["SAR_REAL_DATA"])
 
 
 @pytest.fixture

@@ -18,13 +18,6 @@ SCRIPT = Path(__file__).parents[1] / "eval" / "score_vqa.py"
 
 
 @pytest.fixture
-def real_data() -> Path:
-    if "SAR_REAL_DATA" not in os.environ:
-        pytest.skip("SAR_REAL_DATA is not set: it names the folder with official_scores/, the authors' own verdicts")
-    return Path(os.environ["SAR_REAL_DATA"])
-
-
-@pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Two images: three dialogues about a harbour (one of two turns, one a caption), one about a forest."""
     harbor = Record(

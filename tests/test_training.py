@@ -13,16 +13,17 @@ from safetensors.torch import load_file
 
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.configuration import parse_arguments
+from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_ops
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.release import sample_inputs
-from sarlang_sft.training import DataArguments, ModelArguments, TrainArguments
+from sarlang_sft.training import DataArguments, ModelArguments, TrainArguments, load_dialogues
 from sarlang_sft.tuning import TuningArguments
 
 LORA, FULL = ROOT / "recipes/qwen_lora.py", ROOT / "recipes/qwen_full.py"
 FIVE_STEPS = [
     "--max_steps", 5, "--logging_steps", 1, "--learning_rate", 1e-3, "--dtype", "float32", "--save_strategy", "no",
-    "--gradient_checkpointing", "false", "--lr_scheduler_type", "constant",
+    "--gradient_checkpointing", "false", "--lr_scheduler_type", "constant", "--use_cpu", "true",
 ]  # fmt: skip
 
 
@@ -145,6 +146,9 @@ def test_without_arguments_the_missing_sample_and_base_are_made(tmp_path: Path) 
         (["--max_length", "512"], "max_length: cutting a sequence cuts image tokens"),
         (["--language_model", "frozen"], "every component is frozen"),
         (["--config", "missing.yaml"], "missing.yaml: no such file"),
+        (["--packing", "true"], "packing and padding_free"),
+        (["--lora_alpha", "-1"], "lora_alpha -1"),
+        (["--resume_from_checkpoint", "missing"], "resume_from_checkpoint missing: no such folder"),
     ],
 )
 def test_wrong_configuration_stops_before_any_model_is_loaded(
@@ -161,6 +165,21 @@ def test_an_unknown_config_key_is_named_with_its_file(tmp_path: Path) -> None:
     config.write_text("model_name_or_path: x\ndata: y\nlora_rank: 8\n")
     output = run_script(LORA, "--config", config, code=2)
     assert re.search(r"mine\.yaml: unknown option `lora_rank`; (did you mean|see --help)", output)
+
+
+@pytest.mark.parametrize(
+    "line", ["lora_r: [8]", "data: [a, b]", "image_ops: log", "image_ops:", "max_steps: 3.7", "max_pixels: yes"]
+)
+def test_values_of_the_wrong_type_are_named_with_their_file(line: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"model_name_or_path: x\n{line}\n")
+    arguments = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
+    with pytest.raises(InputError, match=rf"mine\.yaml: `{line.split(':')[0]}: .* is not of the type"):
+        parse_arguments(arguments, "", args=["--config", str(tmp_path / "mine.yaml")])
+
+
+def test_starting_to_train_keeps_images_as_paths_and_writes_no_cache(data: Path) -> None:
+    rows = load_dialogues(DataArguments(data=str(data)), "train")
+    assert rows.cache_files == [] and rows[0]["images"][0].endswith(".png")
 
 
 def test_every_config_file_is_accepted() -> None:
