@@ -18,7 +18,7 @@ def real_data() -> Path:
     folder = os.environ.get("SAR_REAL_DATA")
     if not folder:
         pytest.skip("SAR_REAL_DATA is not set: it names a folder with real SAR data and a real processor")
-    return Path(folder)
+    return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def run_script(*words: object, code: int = 0, cwd: Path = ROOT) -> str:
     """Run a script of the repository as a user would; its output, after checking its exit code."""
     command = [sys.executable, *map(str, words)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, env=environment)
+    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=1200, env=environment)
     output = finished.stdout + finished.stderr
     assert finished.returncode == code, output
     return output
