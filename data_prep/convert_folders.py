@@ -31,10 +31,10 @@ def main() -> None:
     if "{question}" not in args.vqa_prompt:
         raise InputError("--vqa_prompt must hold {question}, the place of the question")
     root = Path(args.root)
-    records, rejections = convert_folders(
+    records, rejections, inputs = convert_folders(
         root, args.source, args.val_fraction, args.caption_prompt, args.vqa_prompt, args.seed
     )
-    manifest = write_data_folder(Path(args.out), records, rejections, root, inputs={})
+    manifest = write_data_folder(Path(args.out), records, rejections, root, inputs)
     print_manifest(manifest)
     print(f"Data folder: {args.out}")
 

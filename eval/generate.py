@@ -45,10 +45,10 @@ def main() -> None:
     questions = read_questions(Path(args.data), args.split, args.subsets, args.tasks, args.limit)
     if args.exchange_images:
         questions = exchange_images(questions)
-    tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels)
     path = Path(args.out) / f"{args.name}.jsonl"
     made_with = ("model", "adapter", "data", "split", "exchange_images", "max_new_tokens", "dtype", "max_pixels")
-    keep_settings(path, {name: vars(args)[name] for name in made_with} | {"image_ops": tuned.image_ops})
+    keep_settings(path, {name: vars(args)[name] for name in made_with})
+    tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels)
     count, unreadable = predict_to_file(tuned, questions, image_root, path, args.batch_size, args.max_new_tokens)
     if unreadable:
         print(f"{len(unreadable)} images cannot be read, their questions stay unanswered: {unreadable[0]} ...")

@@ -20,6 +20,7 @@ from sarlang_sft.training import (
     TrainArguments,
     build_trainer,
     check_supervision,
+    load_dialogues,
     make_collator,
     make_missing_inputs,
     save_result,
@@ -53,10 +54,11 @@ def main() -> None:
     backbone = find_backbone(model_args.model_name_or_path)
     processor = load_processor(model_args.model_name_or_path, backbone, data.max_pixels)
     collator = make_collator(processor, backbone, data)
-    check_supervision(collator, data)
+    dialogues = load_dialogues(data, "train")
+    check_supervision(collator, dialogues)
 
     model = load_weights(model_args.model_name_or_path, backbone, model_args.dtype, model_args.attn_implementation)
-    trainer = build_trainer(model, backbone, tuning, data, training, collator)
+    trainer = build_trainer(model, collator, dialogues, tuning, data, training)
     result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     save_result(trainer, data, result.metrics)
 

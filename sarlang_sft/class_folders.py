@@ -1,5 +1,6 @@
 """Class folders, `<split>/<class>/<image>`, to records: how recognition sets such as MSTAR come in."""
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -23,7 +24,7 @@ DIALOGUES_PER_IMAGE = 4
 
 def convert_folders(
     root: Path, source: str, val_fraction: float, caption_prompt: str, vqa_prompt: str, seed: int
-) -> tuple[list[Record], list[Rejection]]:
+) -> tuple[list[Record], list[Rejection], dict[str, str]]:
     """Four dialogues per image, at any depth: its class, a yes and a no question, and a general caption.
 
     The class asked for by the no question is drawn by `seed` and the image's path. Folder names are the class names,
@@ -35,6 +36,9 @@ def convert_folders(
 
     Raises:
         InputError: There is no split folder, or fewer than two classes.
+
+    Returns:
+        Records, the rejections of every file that is in none of them, and one hash of all file names and sizes.
     """
     if not root.is_dir():
         raise InputError(f"--root {root}: no such folder")
@@ -47,8 +51,10 @@ def convert_folders(
     records: list[Record] = []
     rejections: list[Rejection] = []
     files = [(split, path) for split in splits for path in sorted(split.rglob("*")) if not path.is_dir()]
+    listing = hashlib.sha256()
     for split, path in tqdm(files, desc=root.name, unit=" images"):
         relative = path.relative_to(root).as_posix()
+        listing.update(f"{relative} {path.lstat().st_size}\n".encode())
         if path.parent == split:
             size = "not in a class folder"
         elif path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -71,7 +77,9 @@ def convert_folders(
             for row, (task, question, answer) in enumerate(asked, 1)
         ]
         records.append(Record([relative], *size, source, splits[split], dialogues=dialogues))
-    return records if "val" in splits.values() else carve_val(records, val_fraction), rejections
+    if "val" not in splits.values():
+        records = carve_val(records, val_fraction)
+    return records, rejections, {".": listing.hexdigest()}
 
 
 def _folders(root: Path) -> list[Path]:

@@ -133,9 +133,14 @@ def load_picture(path: Path, ops: list[str], rng: np.random.Generator | None = N
     return to_picture(image)
 
 
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """Floats of 0-255 to uint8 of the same shape, rounded and clipped."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
 def to_picture(image: np.ndarray) -> Image.Image:
     """(H, W, 3) float of 0-255 to an 8-bit picture, rounded and clipped."""
-    return Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
+    return Image.fromarray(to_bytes(image))
 
 
 def save_ops(folder: Path, ops: list[str]) -> None:

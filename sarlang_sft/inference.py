@@ -197,7 +197,6 @@ def predict_to_file(
         raise InputError(
             f"{path}: holds answers to other questions (such as {min(unknown)}); remove it or choose another --out"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file, tqdm(total=len(left), desc=path.stem, unit=" answers") as progress:
         unreadable: set[str] = set()
         written = 0

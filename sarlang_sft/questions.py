@@ -45,9 +45,7 @@ def box_questions(boxes: list[Box], width: int, height: int, rng: np.random.Gene
 
     Identification asks about as many absent as present classes; positions without a majority are not asked.
     """
-    by_class: dict[str, list[Box]] = defaultdict(list)
-    for box in boxes:
-        by_class[box.label].append(box)
+    by_class = _by_class(boxes)
     present = [label for label in CLASSES if label in by_class]
     absent = [label for label in CLASSES if label not in by_class]
     asked: list[TaskTurn] = []
@@ -110,9 +108,7 @@ def captions(scene: Scene, style: str, rng: np.random.Generator) -> list[str]:
         style: `concise` (one sentence: the ground and what stands on it) or `complex` (two sentences: the ground with
             its road, then every group with its place).
     """
-    by_class: dict[str, list[Box]] = defaultdict(list)
-    for box in scene.boxes:
-        by_class[box.label].append(box)
+    by_class = _by_class(scene.boxes)
     written = []
     for template in _CONCISE if style == "concise" else _COMPLEX:
         labels = [str(label) for label in rng.permutation(list(by_class))]
@@ -125,6 +121,13 @@ def captions(scene: Scene, style: str, rng: np.random.Generator) -> list[str]:
         text = template.format(ground=_GROUND[scene.background], groups=_join(groups), road=road, are=are)
         written.append(text[0].upper() + text[1:])
     return written
+
+
+def _by_class(boxes: list[Box]) -> dict[str, list[Box]]:
+    groups: dict[str, list[Box]] = defaultdict(list)
+    for box in boxes:
+        groups[box.label].append(box)
+    return groups
 
 
 def _place(boxes: list[Box], size: int) -> str:

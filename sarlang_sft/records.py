@@ -134,8 +134,10 @@ def write_data_folder(
         The manifest.
     """
     if not records:
-        reasons = Counter(rejection.reason for rejection in rejections).most_common(1)
-        why = f"; most often: {reasons[0][0]} (such as {rejections[0].image!r})" if reasons else ""
+        why = ""
+        for reason, _ in Counter(rejection.reason for rejection in rejections).most_common(1):
+            example = next(rejection.image for rejection in rejections if rejection.reason == reason)
+            why = f"; most often: {reason} (such as {example!r})"
         raise InputError(f"--out {out}: none of {len(rejections)} rows could be used{why}; nothing was written")
     if out.is_file():
         raise InputError(f"--out {out}: is a file; give the name of a folder")

@@ -243,7 +243,7 @@ def convert(
         name = str(path.relative_to(root))
         for row in tqdm(read_rows(path, file.kind), desc=name, unit=" rows"):
             relative, problem = _locate(row, images)
-            if relative and not problem:
+            if not problem:
                 if relative not in sizes:
                     sizes[relative] = header_size(image_root, relative)
                 if isinstance(sizes[relative], str):

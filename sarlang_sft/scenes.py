@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
+from sarlang_sft.imagery import to_bytes
 from sarlang_sft.records import Box
 
 CLASSES = ("ship", "aircraft", "car", "tank", "bridge", "harbor")
@@ -49,6 +50,7 @@ SURFACE_CODES = {name: code for code, name in enumerate(SURFACES)}
 _SIGMA0 = np.array([surface.sigma0 for surface in SURFACES.values()])
 _COLOUR = np.array([surface.colour for surface in SURFACES.values()], dtype=np.float64)
 _TEXTURE = np.array([surface.texture for surface in SURFACES.values()])
+_RECTANGLE = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
 
 
 @dataclass
@@ -109,7 +111,7 @@ def _paint(scene: Scene, polygon: np.ndarray, surface: str, height: float = 0.0)
 
 def _rectangle(x: float, y: float, length: float, width: float, angle: float = 0.0) -> np.ndarray:
     """Corners of a rectangle centred on (x, y), its length along `angle` in radians."""
-    return _shape([(-1, -1), (1, -1), (1, 1), (-1, 1)], x, y, length, width, angle)
+    return _shape(_RECTANGLE, x, y, length, width, angle)
 
 
 def _shape(
@@ -211,7 +213,7 @@ def _lay_group(scene: Scene, label: str, region: str, upright: bool, rng: np.ran
             angle = float(rng.choice([0.0, np.pi]))
         else:
             angle = rng.uniform(0, 2 * np.pi)
-        outline = _OUTLINE.get(label, [(-1, -1), (1, -1), (1, 1), (-1, 1)])
+        outline = _OUTLINE.get(label, _RECTANGLE)
         mask = _paint(scene, _shape(outline, cx, cy, length * size, width * size, angle), label, height * size)
         rows, columns = np.nonzero(mask)
         box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
@@ -245,7 +247,7 @@ def render_sar(scene: Scene, rng: np.random.Generator, looks: float = 4.0) -> np
         layover = np.maximum(layover, 0.5 * reach)
     intensity = np.where(shadow & ~targets, 10**-2.6, layover)
     speckled = intensity * rng.gamma(looks, 1 / looks, intensity.shape)
-    return _to_bytes((10 * np.log10(np.maximum(speckled, 1e-4)) + 28) / 36 * 255)
+    return to_bytes((10 * np.log10(np.maximum(speckled, 1e-4)) + 28) / 36 * 255)
 
 
 def render_optical(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -256,8 +258,4 @@ def render_optical(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         taller = np.pad(scene.height, ((0, 0), (distance, 0)))[:, :-distance]
         shaded |= taller - 2 * distance >= scene.height
     colour = _COLOUR[scene.ground] + texture[..., None]
-    return _to_bytes(np.where(shaded[..., None], 0.5 * colour, colour))
-
-
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return to_bytes(np.where(shaded[..., None], 0.5 * colour, colour))

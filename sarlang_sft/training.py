@@ -22,7 +22,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from sarlang_sft.backbones import BACKBONES, DTYPES, Backbone
+from sarlang_sft.backbones import BACKBONES, Backbone
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import parse_ops, save_ops
@@ -63,8 +63,6 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.tiny_family not in BACKBONES:
             raise InputError(f"tiny_family `{self.tiny_family}`: choose one of {', '.join(BACKBONES)}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype `{self.dtype}`: choose one of {', '.join(DTYPES)}")
 
 
 @dataclass
@@ -105,7 +103,9 @@ class TrainArguments(SFTConfig):
     """TRL's SFTConfig; on a machine without a GPU it trains on the CPU, over gloo under torchrun, `bf16` off."""
 
     max_length: int | None = field(default=None, metadata={"help": "Not used: bound the image by max_pixels instead."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads them."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: the collator reads every column."}
+    )
 
     def __post_init__(self) -> None:
         if self.max_length is not None:
@@ -186,9 +186,9 @@ def make_collator(processor: ProcessorMixin, backbone: Backbone, data: DataArgum
     return DialogueCollator(processor, backbone, root, data.image_ops)
 
 
-def check_supervision(collator: DialogueCollator, data: DataArguments) -> None:
+def check_supervision(collator: DialogueCollator, dialogues: datasets.Dataset) -> None:
     """Collate one dialogue before any model is loaded; raises [`InputError`] if no token of it would carry loss."""
-    collator([load_dialogues(data, "train")[0]])
+    collator([dialogues[0]])
 
 
 class SaveImageOps(TrainerCallback):
@@ -205,13 +205,14 @@ class SaveImageOps(TrainerCallback):
 
 def build_trainer(
     model: PreTrainedModel,
-    backbone: Backbone,
+    collator: DialogueCollator,
+    dialogues: datasets.Dataset,
     tuning: TuningArguments,
     data: DataArguments,
     training: TrainArguments,
-    collator: DialogueCollator,
 ) -> SFTTrainer:
     """TRL's trainer with our collator; prints the component table and refuses to train anything else than it says."""
+    backbone = collator.backbone
     peft_config = lora_config(model, backbone, tuning)
     if peft_config is None:
         freeze_components(model, backbone, tuning)
@@ -219,7 +220,7 @@ def build_trainer(
         model=model,
         args=training,
         data_collator=collator,
-        train_dataset=load_dialogues(data, "train"),
+        train_dataset=dialogues,
         eval_dataset=load_dialogues(data, "val") if training.eval_strategy != "no" else None,
         processing_class=collator.processor,
         peft_config=peft_config,
