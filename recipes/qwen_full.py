@@ -20,9 +20,10 @@ from sarlang_sft.training import (
     TrainArguments,
     build_trainer,
     check_supervision,
-    load_dialogues,
     make_collator,
     make_missing_inputs,
+    plan_rows,
+    prepare_attention,
     save_result,
 )
 from sarlang_sft.tuning import TuningArguments
@@ -53,12 +54,13 @@ def main() -> None:
 
     backbone = find_backbone(model_args.model_name_or_path)
     processor = load_processor(model_args.model_name_or_path, backbone, data.max_pixels)
-    collator = make_collator(processor, backbone, data)
-    dialogues = load_dialogues(data, "train")
-    check_supervision(collator, dialogues)
+    attention = prepare_attention(model_args, data, training)
+    rows = plan_rows(processor, backbone, data, training)
+    collator = make_collator(processor, backbone, data, attention)
+    check_supervision(collator, rows)
 
-    model = load_weights(model_args.model_name_or_path, backbone, model_args.dtype, model_args.attn_implementation)
-    trainer = build_trainer(model, collator, dialogues, tuning, data, training)
+    model = load_weights(model_args.model_name_or_path, backbone, model_args.dtype, attention.by_config())
+    trainer = build_trainer(model, collator, rows, attention, tuning, data, training)
     result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     save_result(trainer, data, result.metrics)
 

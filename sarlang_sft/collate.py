@@ -1,12 +1,15 @@
 """Dialogues to tensors: chat template, image tokens, and labels on the answers only."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.errors import InputError
@@ -15,6 +18,14 @@ from sarlang_sft.imagery import load_picture
 
 IGNORED = -100
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One dialogue as tokens: `ids` (N,) and which of them are `supervised` (N,), as lists."""
+
+    ids: list[int]
+    supervised: list[bool]
 
 
 def to_messages(turns: Sequence[dict[str, str]], images: int, answered: bool = True) -> list[Message]:
@@ -32,99 +43,127 @@ def to_messages(turns: Sequence[dict[str, str]], images: int, answered: bool = T
     return messages if answered else messages[:-1]
 
 
-def supervised_tokens(
-    processor: ProcessorMixin, backbone: Backbone, messages: list[Message]
-) -> tuple[list[int], list[bool]]:
-    """Token ids before image expansion, and which of them stand inside the template's generation markers."""
-    rendered = processor.tokenizer.apply_chat_template(
-        messages,
-        chat_template=backbone.training_template,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
+def render(
+    processor: ProcessorMixin, backbone: Backbone, conversations: list[list[Message]]
+) -> tuple[list[str], list[list[tuple[int, int]]]]:
+    """Conversations as text by the family's training template, and the character spans of what is supervised."""
+    special = processor.tokenizer.special_tokens_map
+    return render_jinja_template(
+        conversations, chat_template=backbone.training_template, return_assistant_tokens_mask=True, **special
     )
-    return rendered["input_ids"], [bool(flag) for flag in rendered["assistant_masks"]]
 
 
-def expand_mask(ids: list[int], mask: list[bool], expanded: list[int], image_token_id: int) -> list[bool]:
-    """Carry a token mask over the processor's expansion of every image placeholder into a run of image tokens.
+def tokenise(processor: ProcessorMixin, texts: list[str], spans: list[list[tuple[int, int]]]) -> list[Tokens]:
+    """What [`render`] gave as tokens, every image still one placeholder."""
+    encoded = processor.tokenizer(texts, return_offsets_mapping=True)
+    result = []
+    for ids, offsets, inside in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
+        starts, ends = np.asarray(offsets).reshape(-1, 2).T
+        supervised = np.zeros(len(ids), dtype=bool)
+        for begin, end in inside:
+            supervised |= (starts < end) & (ends > begin)
+        result.append(Tokens(ids, supervised.tolist()))
+    return result
 
-    The processor's own mask is computed before that expansion and shifts (huggingface/transformers#48793), so the two
-    token sequences are walked side by side instead. Image tokens are never supervised.
+
+def image_runs(ids: list[int], expanded: list[int], image_token_id: int) -> list[int]:
+    """How many image tokens the processor made of each placeholder.
+
+    The processor's own mask of supervised tokens is computed before that expansion and shifts
+    (huggingface/transformers#48793), so the two token sequences are walked side by side instead.
 
     Args:
         ids: (N,) tokens with one placeholder per image.
-        mask: (N,) flags of `ids`.
         expanded: (L,) tokens with a run of placeholders per image.
 
     Raises:
         ValueError: The sequences differ in more than the length of the runs.
     """
-    result: list[bool] = []
+    runs: list[int] = []
     position = 0
-    for token, flag in zip(ids, mask, strict=True):
+    for token in ids:
         if position >= len(expanded) or expanded[position] != token:
             raise ValueError(f"the processor's tokens differ from the chat template's at position {position}")
-        result.append(flag and token != image_token_id)
+        start = position
         position += 1
-        while token == image_token_id and position < len(expanded) and expanded[position] == token:
-            result.append(False)
-            position += 1
+        if token == image_token_id:
+            while position < len(expanded) and expanded[position] == token:
+                position += 1
+            runs.append(position - start)
     if position != len(expanded):
         raise ValueError("the processor's tokens go on after the chat template's end")
-    return result
+    return runs
 
 
-class DialogueCollator:
-    """Turns rows of `read_dialogue_table` into a padded batch; reads and decodes their images.
+def expand_images(tokens: Tokens, runs: list[int], image_token_id: int) -> Tokens:
+    """Every image placeholder as its run of image tokens, which are never supervised."""
+    lengths = iter(runs)
+    ids: list[int] = []
+    supervised: list[bool] = []
+    for token, flag in zip(tokens.ids, tokens.supervised, strict=True):
+        times = next(lengths) if token == image_token_id else 1
+        ids += [token] * times
+        supervised += [flag and token != image_token_id] * times
+    return Tokens(ids, supervised)
+
+
+class Encoder:
+    """What the flat and the tree collator share: pictures read, conversations tokenised, the processor called.
 
     Args:
-        image_root: What the image paths are relative to.
         image_ops: Named operations of `imagery`; augmenting ones apply to rows of the split `train` alone.
     """
 
-    def __init__(self, processor: ProcessorMixin, backbone: Backbone, image_root: Path, image_ops: list[str]) -> None:
+    def __init__(self, processor: ProcessorMixin, backbone: Backbone, image_ops: list[str]) -> None:
         self.processor = processor
         self.backbone = backbone
-        self.image_root = image_root
         self.image_ops = image_ops
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(backbone.image_token)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels` (B, L) int64, right-padded, and the processor's image tensors.
-
-        Raises:
-            InputError: A dialogue has no token to learn from, or an image cannot be read; names it.
-        """
+    def pictures(self, rows: list[dict[str, Any]]) -> list[Image.Image]:
+        """The images of every row in order; raises [`InputError`] naming one that cannot be read."""
         # torch's generator is seeded anew in every loader worker and saved with checkpoints; numpy's is not.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        pictures = [
-            load_picture(path_inside(self.image_root, image), self.image_ops, rng if row["split"] == "train" else None)
+        return [
+            load_picture(
+                path_inside(Path(row["image_root"]), image), self.image_ops, rng if row["split"] == "train" else None
+            )
             for row in rows
             for image in row["images"]
         ]
-        conversations = [to_messages(row["turns"], len(row["images"])) for row in rows]
-        batch = self.processor(
-            images=pictures or None,
-            text=[
-                self.processor.tokenizer.apply_chat_template(
-                    messages, chat_template=self.backbone.training_template, tokenize=False
-                )
-                for messages in conversations
-            ],
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
+
+    def process(self, pictures: list[Image.Image], texts: list[str]) -> dict[str, torch.Tensor]:
+        """The processor's tensors of texts whose placeholders stand for the pictures in order, right-padded."""
+        return self.processor(
+            images=pictures or None, text=texts, padding=True, padding_side="right", return_tensors="pt"
         )
-        labels = torch.full_like(batch["input_ids"], IGNORED)
-        for index, (row, messages) in enumerate(zip(rows, conversations, strict=True)):
-            ids, mask = supervised_tokens(self.processor, self.backbone, messages)
-            length = int(batch["attention_mask"][index].sum())
-            tokens = batch["input_ids"][index, :length]
-            kept = torch.tensor(expand_mask(ids, mask, tokens.tolist(), self.image_token_id))
-            if not kept.any():
+
+    def tokens(self, rows: list[dict[str, Any]]) -> tuple[list[str], list[Tokens]]:
+        """Every dialogue as text and as tokens; raises [`InputError`] naming one that has nothing to learn from."""
+        conversations = [to_messages(row["turns"], len(row["images"])) for row in rows]
+        texts, spans = render(self.processor, self.backbone, conversations)
+        tokenised = tokenise(self.processor, texts, spans)
+        for row, tokens in zip(rows, tokenised, strict=True):
+            if not any(tokens.supervised):
                 raise InputError(
-                    f"dialogue {row['id']}: no token carries loss; its answers are empty or not supervised"
+                    f"dialogue {row['id']} of {', '.join(row['images']) or 'no image'}: no token carries loss; its "
+                    "answers are empty or not supervised"
                 )
-            labels[index, :length][kept] = tokens[kept]
+        return texts, tokenised
+
+
+class DialogueCollator(Encoder):
+    """Rows of dialogues (`id, turns, images, image_root, split`) to a padded batch, one dialogue per sequence."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels` (B, L) int64, right-padded, and the processor's image tensors."""
+        texts, tokenised = self.tokens(rows)
+        batch = self.process(self.pictures(rows), texts)
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for index, tokens in enumerate(tokenised):
+            length = int(batch["attention_mask"][index].sum())
+            ids = batch["input_ids"][index, :length]
+            runs = image_runs(tokens.ids, ids.tolist(), self.image_token_id)
+            kept = torch.tensor(expand_images(tokens, runs, self.image_token_id).supervised)
+            labels[index, :length][kept] = ids[kept]
         return {**batch, "labels": labels}

@@ -13,6 +13,8 @@ from trl import TrlParser
 
 from sarlang_sft.errors import InputError
 
+ALSO_LISTS = ("data",)  # text on the command line, in YAML also a list, which argparse has no type for
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and launch lines as they stand in the docstring."""
@@ -67,7 +69,8 @@ def check_config_file(path: Path, dataclass_types: list[type]) -> None:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean `{close[0]}`?" if close else "see --help for the options"
             raise InputError(f"{path}: unknown option `{key}`; {hint}")
-        if not _fits(value, known[key]):
+        may_be_list = key in ALSO_LISTS and isinstance(value, list)
+        if not may_be_list and not _fits(value, known[key]):
             raise InputError(f"{path}: `{key}: {value}` is not of the type {_type_name(known[key])}")
 
 

@@ -133,6 +133,14 @@ def load_picture(path: Path, ops: list[str], rng: np.random.Generator | None = N
     return to_picture(image)
 
 
+def size_after(ops: list[str], width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels that [`load_picture`] makes of an image of this size."""
+    for name, argument in parse_ops(ops):
+        if name in ("crop", "resize"):
+            width = height = int(argument or 0)
+    return width, height
+
+
 def to_bytes(values: np.ndarray) -> np.ndarray:
     """Floats of 0-255 to uint8 of the same shape, rounded and clipped."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -1,16 +1,14 @@
 """The TRL trainer assembled: arguments, data, model, and what is saved at the end."""
 
+import math
 import os
 import shutil
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import deepspeed
-import pyarrow.compute as pc
 import torch
-from datasets.table import InMemoryTable
 from safetensors.torch import load_file
 from transformers import (
     PreTrainedModel,
@@ -20,15 +18,29 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
+from sarlang_sft.attention import CHOICES, FLEX, Attention, check_isolates_branches, choose_attention
 from sarlang_sft.backbones import BACKBONES, Backbone
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import parse_ops, save_ops
-from sarlang_sft.records import TASKS, image_root_of, read_dialogue_table, write_data_folder
+from sarlang_sft.lengths import measure
+from sarlang_sft.mixture import DataSource, Mixture, parse_sources, read_mixture
+from sarlang_sft.packing import (
+    Layout,
+    PlannedRows,
+    describe_left_out,
+    describe_plan,
+    find_left_out,
+    plan_epochs,
+    write_left_out,
+)
+from sarlang_sft.records import TASKS, read_dialogue_table, write_data_folder
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.trainer import DialogueTrainer
+from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import (
     TuningArguments,
     check_components,
@@ -36,6 +48,7 @@ from sarlang_sft.tuning import (
     count_components,
     freeze_components,
     lora_config,
+    run_frozen_without_gradient,
 )
 
 SAMPLE_SCENES = 200
@@ -49,9 +62,7 @@ class ModelArguments:
     dtype: str = field(
         default="bfloat16", metadata={"help": "Weights are loaded as bfloat16, float16 or float32 (or `auto`)."}
     )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "sdpa, or flash_attention_2 where flash-attn is installed."}
-    )
+    attn_implementation: str = field(default="auto", metadata={"help": f"One of {', '.join(CHOICES)}."})
     tiny_folder: str | None = field(
         default=None,
         metadata={"help": "If this model_name_or_path is missing, an untaught tiny model is made there (demo)."},
@@ -69,7 +80,12 @@ class ModelArguments:
 class DataArguments:
     """What to learn from."""
 
-    data: str = field(metadata={"help": "Data folder written by data_prep/convert_*.py."})
+    data: str = field(
+        metadata={
+            "help": "Data folder written by data_prep/convert_*.py; in YAML also a list of {path, weight, tasks, "
+            "subsets, caps, image_root} (docs/data.md)."
+        }
+    )
     image_root: str | None = field(
         default=None, metadata={"help": "Folder of the images; default: the data folder's."}
     )
@@ -82,6 +98,14 @@ class DataArguments:
     )
     max_pixels: int | None = field(
         default=None, metadata={"help": "Upper bound of width x height after the resize; default: the processor's."}
+    )
+    image_trees: bool = field(
+        default=True,
+        metadata={"help": "Dialogues of an image share its tokens (docs/image_trees.md); false: one per row, flat."},
+    )
+    max_tokens_per_row: int = field(default=4096, metadata={"help": "Image trees are packed into rows up to this."})
+    turns_per_image: int | None = field(
+        default=None, metadata={"help": "Dialogues of an image per epoch, drawn anew each time; default: all."}
     )
     sample_folder: str | None = field(
         default=None,
@@ -96,6 +120,15 @@ class DataArguments:
         for task in self.tasks:
             if task not in TASKS:
                 raise InputError(f"tasks: `{task}` is no application; choose from {', '.join(TASKS)}")
+        if self.max_tokens_per_row < 1:
+            raise InputError(f"max_tokens_per_row {self.max_tokens_per_row}: must be at least 1")
+        if self.turns_per_image is not None and self.turns_per_image < 1:
+            raise InputError(f"turns_per_image {self.turns_per_image}: must be at least 1; leave it out for all")
+        self.sources()
+
+    def sources(self) -> list[DataSource]:
+        """The data folders of the mixture."""
+        return parse_sources(self.data, self.tasks, self.image_root)
 
 
 @dataclass
@@ -106,6 +139,12 @@ class TrainArguments(SFTConfig):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator reads every column."}
     )
+    per_device_train_batch_size: int = field(
+        default=1, metadata={"help": "Rows per device: dialogues, or with image trees rows of max_tokens_per_row."}
+    )
+    loss_weighting: str = field(
+        default="token", metadata={"help": "token: mean over supervised tokens; answer: every answer weighs the same."}
+    )
 
     def __post_init__(self) -> None:
         if self.max_length is not None:
@@ -113,7 +152,11 @@ class TrainArguments(SFTConfig):
                 "max_length: cutting a sequence cuts image tokens; bound the image with max_pixels instead"
             )
         if self.packing or self.padding_free:
-            raise InputError("packing and padding_free: TRL offers them for text only; leave them off")
+            raise InputError("packing and padding_free: TRL's are for text only; image trees pack by themselves")
+        if self.loss_weighting not in ("token", "answer"):
+            raise InputError(f"loss_weighting `{self.loss_weighting}`: choose token or answer")
+        if self.loss_type != "nll" or self.label_smoothing_factor:
+            raise InputError("loss_type and label_smoothing_factor: only the plain loss (nll, 0) is computed")
         if Path(self.output_dir or "").is_file():
             raise InputError(f"output_dir {self.output_dir}: is a file; give the name of a folder")
         if self.resume_from_checkpoint and not Path(self.resume_from_checkpoint).is_dir():
@@ -149,7 +192,7 @@ def make_missing_inputs(model: ModelArguments, data: DataArguments, training: Tr
     that does not exist stays an error.
     """
     with training.main_process_first(desc="making missing inputs"):
-        folder = Path(data.data)
+        folder = Path(data.sources()[0].path)
         if data.data == data.sample_folder and not (folder / "manifest.json").is_file():
             sample = folder.parent / "sample"
             if not (sample / "truth.json").is_file():
@@ -168,27 +211,72 @@ def make_missing_inputs(model: ModelArguments, data: DataArguments, training: Tr
             BACKBONES[model.tiny_family].build_tiny(base, texts, training.seed)
 
 
-def load_dialogues(data: DataArguments, split: str) -> datasets.Dataset:
-    """The dialogues of a split as rows of `read_dialogue_table`; images stay paths."""
-    table = read_dialogue_table(Path(data.data), split)
-    if data.tasks:
-        table = table.filter(pc.field("task").isin(data.tasks))
-    if split == "train" and len(table) == 0:
-        raise InputError(
-            f"data {data.data}: the split train holds no dialogue" + (f" of {data.tasks}" if data.tasks else "")
-        )
-    return datasets.Dataset(InMemoryTable(table))
+def prepare_attention(model: ModelArguments, data: DataArguments, training: TrainArguments) -> Attention:
+    """Choose the attention kernels, print them, and refuse image trees for models that would mix their branches."""
+    if data.image_trees:
+        check_isolates_branches(model.model_name_or_path)
+    attention = choose_attention(model.attn_implementation, data.image_trees, on_cuda=not training.use_cpu)
+    if training.process_index == 0:
+        print(attention, flush=True)
+    return attention
 
 
-def make_collator(processor: ProcessorMixin, backbone: Backbone, data: DataArguments) -> DialogueCollator:
-    """The collator of a data folder's dialogues."""
-    root = image_root_of(Path(data.data), data.image_root)
-    return DialogueCollator(processor, backbone, root, data.image_ops)
+def plan_rows(
+    processor: ProcessorMixin, backbone: Backbone, data: DataArguments, training: TrainArguments
+) -> PlannedRows:
+    """Plan the rows of the whole training; prints what an epoch consists of and what is left out.
+
+    What is left out also goes to `left_out.jsonl` in the output folder, one line per dialogue.
+    """
+    sources = data.sources()
+    table = read_mixture(sources, "train")
+    lengths = measure(table, processor, backbone, data.image_ops)
+    layout = Layout(
+        trees=data.image_trees,
+        row_tokens=data.max_tokens_per_row,
+        turns_per_image=data.turns_per_image,
+        rows_per_step=training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * training.world_size,
+    )
+    mixture = Mixture(sources, table)
+    epochs = plan_epochs(mixture, lengths, layout, training.seed, 1)
+    wanted = math.ceil(training.num_train_epochs)
+    if training.max_steps > 0:
+        wanted = math.ceil(training.max_steps * layout.rows_per_step / len(epochs[0]))
+    if wanted > 1:
+        epochs = plan_epochs(mixture, lengths, layout, training.seed, wanted)
+    if training.process_index == 0:
+        left_out = find_left_out(lengths, layout)
+        print("\n".join([describe_plan(epochs, lengths, layout), *describe_left_out(left_out, table)]), flush=True)
+        write_left_out(Path(training.output_dir) / "left_out.jsonl", left_out, table)
+    return PlannedRows(table, epochs, data.image_trees)
 
 
-def check_supervision(collator: DialogueCollator, dialogues: datasets.Dataset) -> None:
-    """Collate one dialogue before any model is loaded; raises [`InputError`] if no token of it would carry loss."""
-    collator([dialogues[0]])
+def load_eval_rows(
+    collator: TreeCollator | DialogueCollator, data: DataArguments, training: TrainArguments
+) -> PlannedRows:
+    """The rows of the split `val`, in stored order and with all their dialogues."""
+    sources = data.sources()
+    table = read_mixture(sources, "val")
+    lengths = measure(table, collator.processor, collator.backbone, data.image_ops)
+    layout = Layout(data.image_trees, data.max_tokens_per_row, None, training.per_device_eval_batch_size, False)
+    return PlannedRows(table, plan_epochs(Mixture(sources, table), lengths, layout, 0, 1), data.image_trees)
+
+
+def make_collator(
+    processor: ProcessorMixin, backbone: Backbone, data: DataArguments, attention: Attention
+) -> TreeCollator | DialogueCollator:
+    """The collator of the planned rows."""
+    if not data.image_trees:
+        return DialogueCollator(processor, backbone, data.image_ops)
+    row_length = data.max_tokens_per_row if attention.language_model == FLEX else None
+    return TreeCollator(processor, backbone, data.image_ops, row_length)
+
+
+def check_supervision(collator: TreeCollator | DialogueCollator, rows: PlannedRows) -> None:
+    """Collate one row before any model is loaded; raises [`InputError`] if a token or an image of it is missing."""
+    collator([rows[0]])
 
 
 class SaveImageOps(TrainerCallback):
@@ -205,30 +293,30 @@ class SaveImageOps(TrainerCallback):
 
 def build_trainer(
     model: PreTrainedModel,
-    collator: DialogueCollator,
-    dialogues: datasets.Dataset,
+    collator: TreeCollator | DialogueCollator,
+    rows: PlannedRows,
+    attention: Attention,
     tuning: TuningArguments,
     data: DataArguments,
     training: TrainArguments,
-) -> SFTTrainer:
+) -> DialogueTrainer:
     """TRL's trainer with our collator; prints the component table and refuses to train anything else than it says."""
     backbone = collator.backbone
     peft_config = lora_config(model, backbone, tuning)
     if peft_config is None:
         freeze_components(model, backbone, tuning)
-    trainer = SFTTrainer(
+    trainer = DialogueTrainer(
         model=model,
         args=training,
         data_collator=collator,
-        train_dataset=dialogues,
-        eval_dataset=load_dialogues(data, "val") if training.eval_strategy != "no" else None,
+        train_dataset=rows.dialogues,
+        eval_dataset=load_eval_rows(collator, data, training) if training.eval_strategy != "no" else None,
         processing_class=collator.processor,
         peft_config=peft_config,
         callbacks=[SaveImageOps(data.image_ops)],
     )
-    # Qwen classes declare that they take no loss arguments, which makes gradient accumulation average over batches
-    # instead of tokens; TRL computes the loss itself and divides by the tokens of the whole step if this is set.
-    trainer.model_accepts_loss_kwargs = True
+    trainer.plan(rows, backbone, attention.language_model)
+    run_frozen_without_gradient(trainer.model, backbone)
     counts = count_components(trainer.model, backbone)
     check_components(counts, tuning)
     if trainer.is_world_process_zero():
@@ -236,7 +324,7 @@ def build_trainer(
     return trainer
 
 
-def save_result(trainer: SFTTrainer, data: DataArguments, metrics: dict[str, float]) -> None:
+def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str, float]) -> None:
     """Write the adapter (or model), its processor, image operations and metrics to the top of the output folder.
 
     Raises:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
+import torch
 from peft import LoraConfig
 from torch import nn
 
@@ -106,6 +107,44 @@ def freeze_components(model: nn.Module, backbone: Backbone, tuning: TuningArgume
     modes = tuning.modes()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(modes[component_of(name, backbone)] == "full")
+
+
+def run_frozen_without_gradient(model: nn.Module, backbone: Backbone) -> None:
+    """Keep a frozen vision tower out of the graph; does nothing if any part of the tower trains.
+
+    Gradient checkpointing makes transformers let gradients into every embedding, the patches of a frozen tower
+    included, which would then be kept and walked backwards for nothing.
+    """
+    prefixes = backbone.components["vision_tower"]
+    tower = {
+        name: module
+        for name, module in model.named_modules()
+        if _own_name(name).startswith(prefixes) and component_of(_own_name(name), backbone) == "vision_tower"
+    }
+    if any(parameter.requires_grad for module in tower.values() for parameter in module.parameters(recurse=False)):
+        return
+    done: list[str] = []
+    for name, module in tower.items():
+        # A tower with its projector inside is not frozen as a whole if the projector trains: then its blocks are.
+        frozen = not any(parameter.requires_grad for parameter in module.parameters())
+        inside = any(name.startswith(f"{outer}.") for outer in done)
+        if frozen and not inside and not isinstance(module, nn.ModuleList):
+            done.append(name)
+            _run_without_gradient(module)
+
+
+def _run_without_gradient(module: nn.Module) -> None:
+    before: list[bool] = []
+
+    def switch_off(module: nn.Module, inputs: tuple) -> None:
+        before.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def restore(module: nn.Module, inputs: tuple, output: object) -> None:
+        torch.set_grad_enabled(before.pop())
+
+    module.register_forward_pre_hook(switch_off)
+    module.register_forward_hook(restore, always_call=True)
 
 
 def _own_name(name: str) -> str:

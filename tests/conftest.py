@@ -38,12 +38,19 @@ def data(sample: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(data: Path) -> Path:
-    """An untaught tiny Qwen2.5-VL whose tokenizer knows the sample's words."""
-    out = data.parent / "tiny"
+def tinies(data: Path) -> dict[str, Path]:
+    """An untaught tiny model of every family whose tokenizer knows the sample's words."""
     turns = [turn for dialogue in read_dialogue_table(data, "train")["turns"].to_pylist() for turn in dialogue]
-    BACKBONES["qwen2_5_vl"].build_tiny(out, [text for turn in turns for text in turn.values()], 0)
-    return out
+    texts = [text for turn in turns for text in turn.values()]
+    for family, backbone in BACKBONES.items():
+        backbone.build_tiny(data.parent / family, texts, 0)
+    return {family: data.parent / family for family in BACKBONES}
+
+
+@pytest.fixture(scope="session")
+def tiny(tinies: dict[str, Path]) -> Path:
+    """The tiny Qwen2.5-VL."""
+    return tinies["qwen2_5_vl"]
 
 
 def run_script(*words: object, code: int = 0, cwd: Path = ROOT) -> str:

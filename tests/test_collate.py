@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from sarlang_sft.backbones import BACKBONES, find_backbone, load_processor
-from sarlang_sft.collate import IGNORED, DialogueCollator, expand_mask, to_messages
+from sarlang_sft.collate import IGNORED, DialogueCollator, Tokens, expand_images, image_runs, to_messages
 from sarlang_sft.errors import InputError
-from sarlang_sft.records import read_dialogue_table
+from sarlang_sft.mixture import DataSource, read_mixture
 
 QWEN = BACKBONES["qwen2_5_vl"]
 IMAGE_TOKENS = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"]
@@ -37,14 +37,14 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def row(turns: list[dict[str, str]], images: list[str]) -> dict:
-    return {"id": "x:1", "turns": turns, "images": images, "split": "test"}
+def row(turns: list[dict[str, str]], images: list[str], root: Path | str = "") -> dict:
+    return {"id": "x:1", "turns": turns, "images": images, "image_root": str(root), "split": "test"}
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_real_qwen_labels_are_exactly_the_answers(qwen_processor: ProcessorMixin, pictures: Path, count: int) -> None:
-    collate = DialogueCollator(qwen_processor, QWEN, pictures, [])
-    batch = collate([row(TURNS[:count], ["a.png"])])
+    collate = DialogueCollator(qwen_processor, QWEN, [])
+    batch = collate([row(TURNS[:count], ["a.png"], pictures)])
     kept = batch["labels"][0] != IGNORED
     tokenizer = qwen_processor.tokenizer
     assert tokenizer.decode(batch["labels"][0][kept]) == "".join(f"{t['answer']}<|im_end|>\n" for t in TURNS[:count])
@@ -62,8 +62,12 @@ def test_real_qwen_labels_are_exactly_the_answers(qwen_processor: ProcessorMixin
 def test_real_qwen_text_is_the_released_templates_and_mixed_batches_pad_on_the_right(
     qwen_processor: ProcessorMixin, pictures: Path
 ) -> None:
-    collate = DialogueCollator(qwen_processor, QWEN, pictures, [])
-    rows = [row(TURNS[:1], ["a.png", "b.png"]), row(TURNS[:3], []), row(TURNS[1:2], ["b.png"])]
+    collate = DialogueCollator(qwen_processor, QWEN, [])
+    rows = [
+        row(TURNS[:1], ["a.png", "b.png"], pictures),
+        row(TURNS[:3], [], pictures),
+        row(TURNS[1:2], ["b.png"], pictures),
+    ]
     batch = collate(rows)
     for index, item in enumerate(rows):
         released = qwen_processor.apply_chat_template(to_messages(item["turns"], len(item["images"])), tokenize=False)
@@ -80,8 +84,8 @@ def test_real_qwen_text_is_the_released_templates_and_mixed_batches_pad_on_the_r
 def test_tiny_batch_of_the_sample_supervises_the_answers(sample: Path, data: Path, tiny: Path) -> None:
     backbone = find_backbone(str(tiny))
     processor = load_processor(str(tiny), backbone)
-    rows = read_dialogue_table(data, "train").to_pylist()[:12]
-    batch = DialogueCollator(processor, backbone, sample, [])(rows)
+    rows = read_mixture([DataSource(str(data))], "train").to_pylist()[:12]
+    batch = DialogueCollator(processor, backbone, [])(rows)
     for item, labels in zip(rows, batch["labels"], strict=True):
         assert processor.tokenizer.decode(labels[labels != IGNORED]) == item["turns"][0]["answer"] + "<|im_end|>\n"
     model = backbone.model_class.from_pretrained(tiny)
@@ -90,16 +94,19 @@ def test_tiny_batch_of_the_sample_supervises_the_answers(sample: Path, data: Pat
 
 def test_augmentation_moves_training_images_only(tiny: Path, pictures: Path) -> None:
     backbone = find_backbone(str(tiny))
-    collate = DialogueCollator(load_processor(str(tiny), backbone), backbone, pictures, ["shift:9"])
+    collate = DialogueCollator(load_processor(str(tiny), backbone), backbone, ["shift:9"])
     for split, moves in (("train", True), ("val", False), ("test", False)):
-        seen = {collate([row(TURNS[:1], ["b.png"]) | {"split": split}])["pixel_values"].sum().item() for _ in range(6)}
+        seen = {
+            collate([row(TURNS[:1], ["b.png"], pictures) | {"split": split}])["pixel_values"].sum().item()
+            for _ in range(6)
+        }
         assert (len(seen) > 1) == moves, split
 
 
 def test_a_pixel_budget_shrinks_the_grid(qwen_processor: ProcessorMixin, real_data: Path, pictures: Path) -> None:
     small = load_processor(str(real_data / "qwen2_5_vl_7b"), QWEN, max_pixels=112 * 112)
     grids = [
-        DialogueCollator(processor, QWEN, pictures, [])([row(TURNS[:1], ["b.png"])])["image_grid_thw"]
+        DialogueCollator(processor, QWEN, [])([row(TURNS[:1], ["b.png"], pictures)])["image_grid_thw"]
         for processor in (qwen_processor, small)
     ]
     assert grids[0].tolist() == [[1, 16, 16]] and grids[1].tolist() == [[1, 8, 8]]
@@ -111,16 +118,18 @@ def test_a_dialogue_without_a_supervised_token_stops_the_run_by_name(tiny: Path,
     backbone = find_backbone(str(tiny))
     silent = backbone.training_template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
     processor = load_processor(str(tiny), backbone)
-    collate = DialogueCollator(processor, replace(backbone, training_template=silent), pictures, [])
-    with pytest.raises(InputError, match="dialogue x:1: no token carries loss"):
-        collate([row(TURNS[:1], ["a.png"])])
+    collate = DialogueCollator(processor, replace(backbone, training_template=silent), [])
+    with pytest.raises(InputError, match=r"dialogue x:1 of a\.png: no token carries loss"):
+        collate([row(TURNS[:1], ["a.png"], pictures)])
 
 
-def test_mask_expansion_refuses_sequences_that_differ() -> None:
-    assert expand_mask([1, 9, 2, 3], [False, False, True, True], [1, 9, 9, 9, 2, 3], 9) == [False] * 4 + [True] * 2
+def test_image_expansion_refuses_sequences_that_differ() -> None:
+    assert image_runs([1, 9, 2, 9, 3], [1, 9, 9, 9, 2, 9, 3], 9) == [3, 1]
+    tokens = expand_images(Tokens([1, 9, 2, 3], [True, True, False, True]), [3], 9)
+    assert tokens == Tokens([1, 9, 9, 9, 2, 3], [True, False, False, False, False, True])
     for expanded in ([1, 9, 9, 2, 4], [1, 9, 2], [1, 9, 2, 3, 3]):
         with pytest.raises(ValueError, match="tokens"):
-            expand_mask([1, 9, 2, 3], [False] * 4, expanded, 9)
+            image_runs([1, 9, 2, 3], expanded, 9)
 
 
 def test_a_missing_model_folder_and_an_unknown_family_are_named(tmp_path: Path) -> None:

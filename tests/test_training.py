@@ -17,13 +17,14 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_ops
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.release import sample_inputs
-from sarlang_sft.training import DataArguments, ModelArguments, TrainArguments, load_dialogues
+from sarlang_sft.training import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.tuning import TuningArguments
 
 LORA, FULL = ROOT / "recipes/qwen_lora.py", ROOT / "recipes/qwen_full.py"
 FIVE_STEPS = [
     "--max_steps", 5, "--logging_steps", 1, "--learning_rate", 1e-3, "--dtype", "float32", "--save_strategy", "no",
     "--gradient_checkpointing", "false", "--lr_scheduler_type", "constant", "--use_cpu", "true",
+    "--turns_per_image", 4, "--max_tokens_per_row", 600,
 ]  # fmt: skip
 
 
@@ -48,8 +49,9 @@ def common(tiny: Path, data: Path, out: Path, batch: int) -> list[object]:
 def single(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The adapter of a plain single-process run."""
     out = tmp_path_factory.mktemp("single") / "lora"
-    output = run_script(LORA, *common(tiny, data, out, 8))
+    output = run_script(LORA, *common(tiny, data, out, 4))
     assert "language_model  adapted" in output and "vision_tower    frozen" in output
+    assert "attention: language model SDPA, vision tower SDPA" in output and "image trees: " in output
     return out
 
 
@@ -63,17 +65,23 @@ def test_adapter_folder_is_complete_and_changes_the_logits(single: Path, tiny: P
     assert all("language_model" in key for key in load_file(single / "adapter_model.safetensors"))
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    ("mode", "rows", "accumulation", "checkpointing"),
+    [("ddp", 2, 1, "false"), ("zero2", 1, 2, "true"), ("zero3", 2, 1, "true")],
+)
 def test_two_ranks_give_the_single_process_losses(
-    mode: str, single: Path, tiny: Path, data: Path, tmp_path: Path
+    mode: str, rows: int, accumulation: int, checkpointing: str, single: Path, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
-    words = common(tiny, data, tmp_path / "out", 4)
+    """Four rows of image trees a step, however they are spread; answers differ in length, so that averaging over
+    batches instead of tokens would show (transformers#39123)."""
+    words = [*common(tiny, data, tmp_path / "out", rows), "--gradient_accumulation_steps", accumulation]
+    words += ["--gradient_checkpointing", checkpointing]
     if mode != "ddp":
         if not (shutil.which("g++") or shutil.which("c++")):
             pytest.skip("no C++ compiler: DeepSpeed compiles its CPU communication kernels")
         words += ["--deepspeed", ROOT / f"deepspeed_configs/{mode}.json"]
     torchrun(2, LORA, *words)
-    assert losses(tmp_path / "out") == pytest.approx(losses(single), abs=1e-3)
+    assert losses(tmp_path / "out") == pytest.approx(losses(single), abs=1e-4)
     ours, reference = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "out", single))
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in reference.items()}
     for key, value in ours.items():
@@ -84,21 +92,23 @@ def test_two_ranks_give_the_single_process_losses(
 def test_one_rank_torchrun_and_one_process_with_deepspeed(
     single: Path, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
-    torchrun(1, LORA, *common(tiny, data, tmp_path / "torchrun", 8))
+    torchrun(1, LORA, *common(tiny, data, tmp_path / "torchrun", 4))
     assert losses(tmp_path / "torchrun") == pytest.approx(losses(single), abs=1e-5)
     if shutil.which("g++") or shutil.which("c++"):
-        words = common(tiny, data, tmp_path / "zero2", 8)
+        words = common(tiny, data, tmp_path / "zero2", 4)
         run_script(LORA, *words, "--deepspeed", ROOT / "deepspeed_configs/zero2.json")
-        assert losses(tmp_path / "zero2") == pytest.approx(losses(single), abs=1e-3)
+        assert losses(tmp_path / "zero2") == pytest.approx(losses(single), abs=1e-4)
 
 
-def test_gradient_accumulation_does_not_change_the_losses(
-    single: Path, tiny: Path, data: Path, tmp_path: Path
+@pytest.mark.parametrize("loss_weighting", ["token", "answer"])
+def test_the_flat_path_means_the_same_on_two_ranks_with_accumulation(
+    loss_weighting: str, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Answers differ in length, so averaging over batches instead of tokens would show (transformers#39123)."""
-    words = [*common(tiny, data, tmp_path / "out", 2), "--gradient_accumulation_steps", 4]
-    run_script(LORA, *words)
-    assert losses(tmp_path / "out") == pytest.approx(losses(single), abs=1e-4)
+    flat = ["--image_trees", "false", "--loss_weighting", loss_weighting]
+    run_script(LORA, *common(tiny, data, tmp_path / "single", 8), *flat)
+    words = [*common(tiny, data, tmp_path / "out", 2), *flat, "--gradient_accumulation_steps", 2]
+    torchrun(2, LORA, *words)
+    assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "single"), abs=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["plain", "zero3"])
@@ -168,18 +178,13 @@ def test_an_unknown_config_key_is_named_with_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["lora_r: [8]", "data: [a, b]", "image_ops: log", "image_ops:", "max_steps: 3.7", "max_pixels: yes"]
+    "line", ["lora_r: [8]", "data: {a: b}", "image_ops: log", "image_ops:", "max_steps: 3.7", "max_pixels: yes"]
 )
 def test_values_of_the_wrong_type_are_named_with_their_file(line: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"model_name_or_path: x\n{line}\n")
     arguments = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
     with pytest.raises(InputError, match=rf"mine\.yaml: `{line.split(':')[0]}: .* is not of the type"):
         parse_arguments(arguments, "", args=["--config", str(tmp_path / "mine.yaml")])
-
-
-def test_starting_to_train_keeps_images_as_paths_and_writes_no_cache(data: Path) -> None:
-    rows = load_dialogues(DataArguments(data=str(data)), "train")
-    assert rows.cache_files == [] and rows[0]["images"][0].endswith(".png")
 
 
 def test_every_config_file_is_accepted() -> None:

@@ -1,0 +1,264 @@
+"""Which dialogues share a row and which rows share a step: the plan of a whole training, from token counts alone.
+
+The plan is a function of the data, the options and the seed, so that a resumed run continues it at any step. One step
+of the optimiser is a group of rows of about equal weight in visual and in total tokens, whichever rank takes them.
+"""
+
+import json
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.table import InMemoryTable
+from torch.utils.data import Dataset, Sampler
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.lengths import Lengths
+from sarlang_sft.mixture import Draw, Mixture
+
+Tree = np.ndarray  # (K,) row numbers of the dialogues of one image
+Row = list[Tree]
+WINDOW = 2048  # trees that are packed together: far more than share a row, far fewer than an epoch
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A dialogue that no row can hold, and why."""
+
+    dialogue: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How dialogues are laid out.
+
+    Attributes:
+        trees: Dialogues of an image share its tokens; False makes every dialogue a row of its own.
+        row_tokens: At most this many tokens in a row of trees.
+        turns_per_image: At most this many dialogues of an image per visit, drawn anew every epoch; None means all.
+        rows_per_step: Rows of one step of the optimiser over all ranks.
+        shuffle: False keeps the stored order and draws nothing (evaluation).
+    """
+
+    trees: bool
+    row_tokens: int
+    turns_per_image: int | None
+    rows_per_step: int
+    shuffle: bool = True
+
+
+def find_left_out(lengths: Lengths, layout: Layout) -> list[LeftOut]:
+    """Dialogues without an answer, and, in trees, those that are longer than a row."""
+    found = [LeftOut(row, "no answer") for row in np.flatnonzero(~lengths.answered).tolist()]
+    if layout.trees:
+        for row in np.flatnonzero(lengths.answered & (lengths.whole > layout.row_tokens)).tolist():
+            alone = lengths.trunk[row] > layout.row_tokens
+            found.append(LeftOut(row, "image longer than a row" if alone else "dialogue longer than a row"))
+    return found
+
+
+def make_trees(draw: Draw, lengths: Lengths, layout: Layout, rng: np.random.Generator) -> list[Tree]:
+    """Group what an epoch drew by image; images with more dialogues than a row holds become several trees."""
+    order = rng.permutation(len(draw.dialogue)) if layout.shuffle else np.arange(len(draw.dialogue))
+    dialogue, visit = draw.dialogue[order], draw.visit[order]
+    record = lengths.record[dialogue]
+    by_image = np.lexsort((visit, record))  # stable: dialogues of an image stay in their shuffled order
+    changes = np.flatnonzero(np.diff(record[by_image]) | np.diff(visit[by_image])) + 1
+    trees: list[Tree] = []
+    for group in np.split(dialogue[by_image], changes):
+        group = group[: layout.turns_per_image]
+        if not layout.trees:
+            trees += [group[place : place + 1] for place in range(len(group))]
+            continue
+        # Turns of several images in one record, or of none, may differ in their trunk: the longest counts.
+        filled = lengths.trunk[group].max() + np.cumsum(lengths.branch[group])
+        begin = 0
+        while filled[-1] > layout.row_tokens:
+            cut = begin + max(1, int(np.searchsorted(filled[begin:], layout.row_tokens, side="right")))
+            trees.append(group[begin:cut])
+            filled = filled - lengths.branch[group[begin:cut]].sum()
+            begin = cut
+        trees.append(group[begin:])
+    return trees
+
+
+def tokens_of(tree: Tree, lengths: Lengths) -> int:
+    """Upper bound of a tree's tokens: what its dialogues share behind the images is counted once for each."""
+    return int(lengths.trunk[tree].max() + lengths.branch[tree].sum())
+
+
+def pack(trees: list[Tree], lengths: Lengths, layout: Layout, rng: np.random.Generator) -> list[Row]:
+    """Trees to rows of at most `row_tokens`: best fit of the longest first, within windows of the shuffled order."""
+    order = rng.permutation(len(trees)) if layout.shuffle else np.arange(len(trees))
+    if not layout.trees:
+        return [[trees[number]] for number in order]
+    rows: list[Row] = []
+    for start in range(0, len(order), WINDOW):
+        window = [(tokens_of(trees[number], lengths), trees[number]) for number in order[start : start + WINDOW]]
+        room: list[tuple[int, int]] = []  # (tokens left, number of the row), ascending
+        for tokens, tree in sorted(window, key=lambda item: -item[0]):
+            place = bisect_left(room, (tokens, -1))
+            if place == len(room):
+                rows.append([tree])
+                insort(room, (layout.row_tokens - tokens, len(rows) - 1))
+            else:
+                left, row = room.pop(place)
+                rows[row].append(tree)
+                insort(room, (left - tokens, row))
+    return rows
+
+
+def split_to(rows: list[Row], count: int) -> list[Row]:
+    """Halve the rows with most dialogues until there are `count`, so that no step is short of rows."""
+    rows = sorted(rows, key=lambda row: sum(map(len, row)))
+    while len(rows) < count:
+        row = rows.pop()
+        if len(row) > 1:
+            halves = [row[: len(row) // 2], row[len(row) // 2 :]]
+        elif len(row[0]) > 1:
+            halves = [[row[0][: len(row[0]) // 2]], [row[0][len(row[0]) // 2 :]]]
+        else:
+            raise InputError(
+                f"data: {len(rows) + 1} dialogues cannot fill a step of {count} rows; lower "
+                "per_device_train_batch_size or gradient_accumulation_steps"
+            )
+        for half in halves:
+            insort(rows, half, key=lambda row: sum(map(len, row)))
+    return rows
+
+
+def arrange(rows: list[Row], lengths: Lengths, layout: Layout, rng: np.random.Generator) -> list[Row]:
+    """Order rows so that those of one step resemble each other in visual and in total tokens.
+
+    Rows are sorted within windows of the shuffled order, cut into steps, and the steps shuffled; what does not fill a
+    step stays at the end.
+    """
+    if not layout.shuffle:
+        return rows
+    size = layout.rows_per_step
+    weight = [
+        (sum(int(lengths.visual[tree].max()) for tree in row), sum(tokens_of(tree, lengths) for tree in row))
+        for row in rows
+    ]
+    order = rng.permutation(len(rows))
+    rest = len(rows) % size
+    full, last = order[: len(order) - rest], order[len(order) - rest :]
+    steps: list[list[int]] = []
+    window = size * max(1, WINDOW // size)
+    for start in range(0, len(full), window):
+        ordered = sorted(full[start : start + window].tolist(), key=lambda number: weight[number])
+        steps += [ordered[place : place + size] for place in range(0, len(ordered), size)]
+    shuffled = [steps[number] for number in rng.permutation(len(steps))]
+    return [rows[number] for number in [*(number for step in shuffled for number in step), *last.tolist()]]
+
+
+def plan_epochs(mixture: Mixture, lengths: Lengths, layout: Layout, seed: int, epochs: int) -> list[list[Row]]:
+    """The rows of every epoch, in the order of training; every epoch has the same number of rows.
+
+    In trees that number fills every step; a flat epoch ends with a step that may be short.
+    """
+    usable = np.ones(len(lengths.record), dtype=bool)
+    usable[[item.dialogue for item in find_left_out(lengths, layout)]] = False
+    if not usable.any():
+        raise InputError(
+            "data: every dialogue is left out (no answer, or longer than max_tokens_per_row "
+            f"{layout.row_tokens}); raise max_tokens_per_row or lower max_pixels"
+        )
+    rngs = [np.random.default_rng([seed, epoch]) for epoch in range(epochs)]
+    packed = [pack(make_trees(mixture.draw(rng, usable), lengths, layout, rng), lengths, layout, rng) for rng in rngs]
+    if layout.trees and layout.shuffle:
+        count = -(-max(map(len, packed)) // layout.rows_per_step) * layout.rows_per_step
+        packed = [split_to(rows, count) for rows in packed]
+    return [arrange(rows, lengths, layout, rng) for rows, rng in zip(packed, rngs, strict=True)]
+
+
+class PlannedRows(Dataset):
+    """The rows of all epochs as what the collators take: a dialogue (flat), or a list of trees.
+
+    Row i of epoch e has the index e * len + i, which is how [`EpochSampler`] asks for it.
+    """
+
+    def __init__(self, table: pa.Table, epochs: list[list[Row]], trees: bool) -> None:
+        self.dialogues = datasets.Dataset(InMemoryTable(table))
+        self.epochs = epochs
+        self.trees = trees
+
+    def __len__(self) -> int:
+        return len(self.epochs[0])
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.epochs[index // len(self)][index % len(self)]
+        if not self.trees:
+            return self.dialogues[int(row[0][0])]
+        numbers = np.concatenate(row).tolist()
+        columns = self.dialogues[numbers]
+        dialogues = iter([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+        return [[next(dialogues) for _ in tree] for tree in row]
+
+
+class EpochSampler(Sampler[int]):
+    """Walks through the planned rows of an epoch in their order; `set_epoch` is called by the trainer."""
+
+    def __init__(self, rows: PlannedRows) -> None:
+        self.rows = rows
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; epochs beyond the plan begin it anew."""
+        self.epoch = epoch % len(self.rows.epochs)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.epoch * len(self.rows), (self.epoch + 1) * len(self.rows)))
+
+
+def describe_left_out(left_out: list[LeftOut], table: pa.Table) -> list[str]:
+    """One line per reason, with the count and the first images' names."""
+    lines = []
+    for reason, count in Counter(item.reason for item in left_out).items():
+        rows = [item.dialogue for item in left_out if item.reason == reason][:3]
+        names = [", ".join(table["images"][row].as_py()) or table["id"][row].as_py() for row in rows]
+        lines.append(f"left out: {reason} {count:,} (such as {'; '.join(dict.fromkeys(names))})")
+    return lines
+
+
+def describe_plan(epochs: list[list[Row]], lengths: Lengths, layout: Layout) -> str:
+    """What an epoch consists of, in one line."""
+    rows = epochs[0]
+    dialogues = sum(len(tree) for row in rows for tree in row)
+    if not layout.trees:
+        return f"flat: {dialogues:,} dialogues, one per row, {layout.rows_per_step} rows per step"
+    trees = sum(len(row) for row in rows)
+    tokens = sum(tokens_of(tree, lengths) for row in rows for tree in row)
+    separate = sum(int(lengths.whole[tree].sum()) for row in rows for tree in row)
+    return (
+        f"image trees: {dialogues:,} dialogues on {trees:,} trees in {len(rows):,} rows "
+        f"({tokens / len(rows):,.0f} of at most {layout.row_tokens:,} tokens), {layout.rows_per_step} rows and "
+        f"{dialogues * layout.rows_per_step / len(rows):,.1f} dialogues per step; "
+        f"{separate / tokens:.2f} times fewer tokens than one by one"
+    )
+
+
+def write_left_out(path: Path, left_out: list[LeftOut], table: pa.Table) -> None:
+    """One JSON line per dialogue that is left out: `id, images, reason`; no file if there is none."""
+    path.unlink(missing_ok=True)
+    if left_out:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            {
+                "id": table["id"][item.dialogue].as_py(),
+                "images": table["images"][item.dialogue].as_py(),
+                "reason": item.reason,
+            }
+            for item in left_out
+        ]
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,167 @@
+"""TRL's trainer with the mask of image trees, one loss for every way of batching, and honest speed figures."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from trl import SFTTrainer
+
+from sarlang_sft.attention import tree_mask
+from sarlang_sft.backbones import Backbone
+from sarlang_sft.collate import IGNORED
+from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
+from sarlang_sft.packing import EpochSampler, PlannedRows
+from sarlang_sft.trees import PADDING
+
+Batch = dict[str, torch.Tensor]
+
+
+def answers(labels: torch.Tensor) -> torch.Tensor:
+    """Number the answers of a batch: (B, L) int64, 1, 2, ... on supervised tokens, 0 elsewhere.
+
+    An answer is a run of supervised tokens; questions, trunks and padding lie between them.
+    """
+    kept = labels != IGNORED
+    starts = kept.clone()
+    starts[:, 1:] &= ~kept[:, :-1]
+    return starts.flatten().cumsum(0).view_as(labels) * kept
+
+
+def answer_weights(labels: torch.Tensor) -> torch.Tensor:
+    """(B, L) float32 weights that sum to 1 over the tokens of every answer; 0 on tokens that are not supervised."""
+    number = answers(labels)
+    sizes = torch.bincount(number.flatten())
+    return torch.where(number > 0, 1.0 / sizes[number], 0.0)
+
+
+class Meter:
+    """Counts of one rank since the last log line."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.waited = 0.0
+        self.answers = 0
+        self.work = Work(0, 0, 0)
+
+    def add(self, batch: Batch, image_token_id: int, scores_everything: bool) -> None:
+        """Count a batch; padding does not count."""
+        real = batch["segments"][..., 0] != PADDING if "segments" in batch else batch["attention_mask"].bool()
+        tokens = int(real.sum())
+        self.answers += int(answers(batch["labels"]).max())
+        self.work += Work(
+            tokens=tokens,
+            image_tokens=int((batch["input_ids"] == image_token_id).sum()),
+            scored=tokens if scores_everything else int((batch["labels"] != IGNORED).sum()),
+        )
+
+
+class DialogueTrainer(SFTTrainer):
+    """Trains on [`PlannedRows`], flat or in trees.
+
+    The loss is the mean over all supervised tokens of the global batch, whatever the packing, the gradient
+    accumulation and the number of ranks; `loss_weighting: answer` makes it the mean over answers instead.
+    """
+
+    def plan(self, rows: PlannedRows, backbone: Backbone, attention: str) -> None:
+        """Give the trainer its rows; TRL's constructor accepts nothing but a `datasets.Dataset`.
+
+        Args:
+            attention: The language model's attention, by its name in transformers.
+        """
+        self.train_dataset = rows
+        self.attention = attention
+        self.image_token_id = self.processing_class.tokenizer.convert_tokens_to_ids(backbone.image_token)
+        self.flops: FlopCount = count_flops(self.model, backbone)
+        self.meter: Meter | None = None
+        # Qwen classes declare that they take no loss arguments, which would make gradient accumulation average over
+        # batches instead of tokens; the loss is computed here and takes them.
+        self.model_accepts_loss_kwargs = True
+
+    def _get_train_sampler(self, train_dataset: PlannedRows | None = None) -> Sampler:
+        return EpochSampler(self.train_dataset)
+
+    def _prepare_inputs(self, inputs: Batch) -> dict[str, Any]:
+        """Tensors on the device, `segments` turned into the attention mask there: it is too large to be sent."""
+        inputs = super()._prepare_inputs(inputs)
+        if "segments" in inputs:
+            inputs["attention_mask"] = tree_mask(inputs.pop("segments"), self.attention)
+        return inputs
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | int | None]:
+        """The batches of one step, as the trainer takes them, and how long it waited for them."""
+        start = time.perf_counter()
+        self.meter = self.meter or Meter(start)
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.meter.waited += time.perf_counter() - start
+        for batch in batches:
+            # TRL's head scores every token on a CPU and only the supervised ones on a GPU.
+            self.meter.add(batch, self.image_token_id, scores_everything=device.type == "cpu")
+        return batches, items
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | int | None:
+        """What the loss of a step is divided by: supervised tokens, or answers, of all batches and ranks."""
+        if self.args.loss_weighting == "answer":
+            batch_samples = [{"labels": _one_label_per_answer(batch["labels"])} for batch in batch_samples]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The sum over the supervised tokens of this batch, divided by the items of the whole step."""
+        if return_outputs:
+            raise NotImplementedError("only the loss is computed; generate answers with eval/generate.py")
+        outputs = model(**inputs, fused_lm_head=True, use_cache=False)
+        losses, labels = -outputs.log_probs, inputs["labels"]
+        if self.args.loss_weighting == "answer":
+            losses = losses * answer_weights(labels)[:, 1:]
+        if num_items_in_batch is None:  # evaluation
+            num_items_in_batch = self._get_num_items_in_batch([inputs], labels.device)
+            ranks = 1
+        else:
+            ranks = self.accelerator.num_processes  # whose gradients are averaged
+        return losses.sum() / num_items_in_batch.clamp(min=1) * ranks
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the speed since the last line: over all ranks, the slowest wait, the highest peak of memory."""
+        if "loss" in logs:
+            logs.update(self._speed())
+        super().log(logs, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        now, device = time.perf_counter(), self.args.device
+        meter, self.meter = self.meter, Meter(now)
+        seconds = now - meter.start
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        sums = [meter.answers, meter.work.tokens, self.flops(meter.work)]
+        counts = self.accelerator.gather(
+            torch.tensor([*sums, meter.waited, memory], device=device).view(1, -1).double()
+        )
+        answered, tokens, flops = counts[:, :3].sum(dim=0).tolist()
+        waited, memory = counts[:, 3:].max(dim=0).values.tolist()
+        speed = {
+            "qa_per_s": round(answered / seconds, 2),
+            "tokens_per_s": round(tokens / seconds, 1),
+            "data_wait": round(waited / seconds, 4),
+        }
+        if device.type == "cuda":
+            speed["peak_memory_gb"] = round(memory / 1e9, 2)
+            name = torch.cuda.get_device_name(device)
+            for gpu, peak in PEAK_FLOPS.items():
+                if gpu in name:
+                    speed["mfu"] = round(flops / seconds / peak / len(counts), 4)
+        return speed
+
+
+def _one_label_per_answer(labels: torch.Tensor) -> torch.Tensor:
+    kept = labels != IGNORED
+    kept[:, 1:] &= labels[:, :-1] == IGNORED
+    return torch.where(kept, labels, IGNORED)
