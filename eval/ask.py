@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.imagery import load_picture
-from sarlang_sft.inference import Asked, answer, load_tuned
+from sarlang_sft.inference import Asked, answer_each, load_tuned
 from sarlang_sft.sarlang import VQA_PROMPT
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     tuned = load_tuned(args.model, args.adapter, args.dtype)
     turn = {"question": args.prompt.replace("{question}", args.question), "answer": ""}
     asked = Asked([load_picture(Path(args.image), tuned.image_ops)], [turn])
-    [(text, logprob)] = answer(tuned, [asked], args.max_new_tokens)
+    [(text, logprob)] = answer_each(tuned, [asked], args.max_new_tokens)
     print(f"{text}   (log-probability {logprob:.2f})")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError, exit_on_bad_input
-from sarlang_sft.inference import exchange_images, keep_settings, load_tuned, predict_to_file, read_questions
+from sarlang_sft.inference import load_tuned
+from sarlang_sft.predict import exchange_images, keep_settings, predict_to_file, read_questions
 from sarlang_sft.records import image_root_of
 
 
@@ -31,7 +32,10 @@ class GenerateArguments:
     limit: int | None = field(default=None, metadata={"help": "Only the first N questions."})
     exchange_images: bool = field(default=False, metadata={"help": "Show every question another scene's image."})
     name: str = field(default="predictions", metadata={"help": "Name of the file, without .jsonl."})
-    batch_size: int = field(default=16, metadata={"help": "Questions answered together."})
+    batch_size: int = field(default=32, metadata={"help": "Questions answered together."})
+    shared_trunk: bool = field(
+        default=True, metadata={"help": "Encode an image once for all its questions; false: every prompt whole."}
+    )
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer."})
     dtype: str = field(default="auto", metadata={"help": "bfloat16, float16, float32, or as stored (auto)."})
     max_pixels: int | None = field(default=None, metadata={"help": "Pixel budget; default: the processor's own."})
@@ -49,7 +53,9 @@ def main() -> None:
     made_with = ("model", "adapter", "data", "split", "exchange_images", "max_new_tokens", "dtype", "max_pixels")
     keep_settings(path, {name: vars(args)[name] for name in made_with})
     tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels)
-    count, unreadable = predict_to_file(tuned, questions, image_root, path, args.batch_size, args.max_new_tokens)
+    count, unreadable = predict_to_file(
+        tuned, questions, image_root, path, args.batch_size, args.max_new_tokens, args.shared_trunk
+    )
     if unreadable:
         print(f"{len(unreadable)} images cannot be read, their questions stay unanswered: {unreadable[0]} ...")
     print(f"{count} answers written, {len(questions)} in all: {path}")

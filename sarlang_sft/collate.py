@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,12 @@ def expand_images(tokens: Tokens, runs: list[int], image_token_id: int) -> Token
         ids += [token] * times
         supervised += [flag and token != image_token_id] * times
     return Tokens(ids, supervised)
+
+
+def shared_length(sequences: list[list[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    first, last = min(sequences), max(sequences)  # what these two share, everything between them shares
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
 class Encoder:

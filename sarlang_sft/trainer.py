@@ -46,6 +46,16 @@ class Meter:
         self.answers = 0
         self.work = Work(0, 0, 0)
 
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, while the time until each arrives is counted."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
     def add(self, batch: Batch, image_token_id: int, scores_everything: bool) -> None:
         """Count a batch; padding does not count."""
         real = batch["segments"][..., 0] != PADDING if "segments" in batch else batch["attention_mask"].bool()
@@ -93,11 +103,9 @@ class DialogueTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
-        """The batches of one step, as the trainer takes them, and how long it waited for them."""
-        start = time.perf_counter()
-        self.meter = self.meter or Meter(start)
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.meter.waited += time.perf_counter() - start
+        """The batches of one step, as the trainer takes them; counts them and how long they were waited for."""
+        self.meter = self.meter or Meter(time.perf_counter())
+        batches, items = super().get_batch_samples(self.meter.timed(epoch_iterator), num_batches, device)
         for batch in batches:
             # TRL's head scores every token on a CPU and only the supervised ones on a GPU.
             self.meter.add(batch, self.image_token_id, scores_everything=device.type == "cpu")

@@ -142,6 +142,9 @@ class TrainArguments(SFTConfig):
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Rows per device: dialogues, or with image trees rows of max_tokens_per_row."}
     )
+    dataloader_num_workers: int = field(
+        default=2, metadata={"help": "Processes per rank that read and prepare the next rows."}
+    )
     loss_weighting: str = field(
         default="token", metadata={"help": "token: mean over supervised tokens; answer: every answer weighs the same."}
     )
@@ -250,6 +253,8 @@ def plan_rows(
         left_out = find_left_out(lengths, layout)
         print("\n".join([describe_plan(epochs, lengths, layout), *describe_left_out(left_out, table)]), flush=True)
         write_left_out(Path(training.output_dir) / "left_out.jsonl", left_out, table)
+    # Counting used the tokenizer's threads; in loader workers, which are forked, it would warn about them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return PlannedRows(table, epochs, data.image_trees)
 
 

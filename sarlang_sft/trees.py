@@ -7,14 +7,13 @@ and gradients are those of K separate samples.
 """
 
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
 from transformers import ProcessorMixin
 
 from sarlang_sft.backbones import Backbone
-from sarlang_sft.collate import IGNORED, Encoder, Tokens, expand_images, image_runs
+from sarlang_sft.collate import IGNORED, Encoder, Tokens, expand_images, image_runs, shared_length
 
 Dialogue = dict[str, Any]  # a row of `read_mixture`
 TRUNK = 0  # branches count from 1
@@ -36,11 +35,7 @@ def trunk_length(dialogues: list[Tokens]) -> int:
 
     A label stands one place behind the token that predicts it; that token must belong to the branch.
     """
-    first = dialogues[0].ids
-    shared = min(
-        sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, other.ids, strict=False)))
-        for other in dialogues
-    )
+    shared = shared_length([dialogue.ids for dialogue in dialogues])
     return min(shared, *(dialogue.supervised.index(True) - 1 for dialogue in dialogues))
 
 

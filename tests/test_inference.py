@@ -1,18 +1,22 @@
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, run_script
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sarlang_sft.backbones import BACKBONES, load_processor
 from sarlang_sft.errors import InputError
-from sarlang_sft.imagery import save_ops
-from sarlang_sft.inference import answer, exchange_images, load_tuned, read_questions
+from sarlang_sft.imagery import load_picture, save_ops
+from sarlang_sft.inference import Asked, answer_each, encode, load_tuned
+from sarlang_sft.predict import exchange_images, predict_to_file, read_questions
 from sarlang_sft.release import merge_adapter, sample_inputs
+from sarlang_sft.shared_trunk import answer_together
 from sarlang_sft.tuning import TuningArguments, lora_config
 
 QWEN = BACKBONES["qwen2_5_vl"]
@@ -140,23 +144,80 @@ def test_a_checkpoint_with_missing_tensors_is_refused(tiny: Path, tmp_path: Path
         load_tuned(str(tmp_path / "model"), None)
 
 
+def asked_of(data: Path, sample: Path, count: int) -> list[Asked]:
+    """Questions of the first test images; those of one image hold the same picture."""
+    pictures: dict[str, Image.Image] = {}
+    asked = []
+    for question in read_questions(data, "test", [], [], count):
+        name = question.images[0]
+        pictures.setdefault(name, load_picture(sample / name, []))
+        asked.append(Asked([pictures[name]], question.turns))
+    return asked
+
+
 def test_batched_answers_equal_single_ones_and_transformers_own_greedy_search(
     tiny: Path, data: Path, sample: Path
 ) -> None:
-    from sarlang_sft.imagery import load_picture
-    from sarlang_sft.inference import Asked, encode
-
     tuned = load_tuned(str(tiny), None)
-    questions = read_questions(data, "test", [], [], 7)
-    asked = [Asked([load_picture(sample / q.images[0], [])], q.turns) for q in questions]
-    together = answer(tuned, asked, 12)
+    asked = asked_of(data, sample, 7)
+    together = answer_each(tuned, asked, 12)
     for item, (text, logprob) in zip(asked, together, strict=True):
-        [(alone, alone_logprob)] = answer(tuned, [item], 12)
+        [(alone, alone_logprob)] = answer_each(tuned, [item], 12)
         assert alone == text and alone_logprob == pytest.approx(logprob, abs=1e-3)
         inputs = encode(tuned, [item])
         output = tuned.model.generate(**inputs, max_new_tokens=12, do_sample=False)
         tokens = output[0, inputs["input_ids"].shape[1] :]
         assert tuned.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
+
+
+@pytest.mark.parametrize("family", sorted(BACKBONES))
+def test_shared_trunk_answers_are_those_of_asking_one_by_one(
+    family: str, tinies: dict[str, Path], data: Path, sample: Path
+) -> None:
+    """Several images of unequal numbers of questions, one lone question, a pair of images, text only, context."""
+    tuned = load_tuned(str(tinies[family]), None)
+    asked = asked_of(data, sample, 40)
+    picture, other = asked[0].pictures[0], Image.new("RGB", (120, 90), (40, 80, 120))
+    earlier = [{"question": "Is there a ship?", "answer": "Yes."}]
+    asked += [
+        Asked([other], [*earlier, {"question": "How many?", "answer": ""}]),
+        Asked([picture, other], [{"question": "What differs?", "answer": ""}]),
+        Asked([picture, other], [{"question": "How many ships are in both?", "answer": ""}]),
+        Asked([], [{"question": "What is radar?", "answer": ""}]),
+    ]
+    assert len({id(item.pictures[0]) for item in asked if item.pictures}) > 2
+
+    def check() -> list[int]:
+        lengths = []
+        for item, (text, logprob) in zip(asked, answer_together(tuned, asked, 12), strict=True):
+            [(alone, alone_logprob)] = answer_each(tuned, [item], 12)
+            assert text == alone and logprob == pytest.approx(alone_logprob, abs=1e-3)
+            lengths.append(len(tuned.processor.tokenizer(alone)["input_ids"]))
+        return lengths
+
+    check()
+    # An untaught model never stops by itself: let it stop at what it says often.
+    spoken = " ".join(text for text, _ in answer_together(tuned, asked, 12))
+    common = Counter(tuned.processor.tokenizer(spoken)["input_ids"]).most_common(3)
+    tuned.model.generation_config.eos_token_id = [token for token, _ in common]
+    assert len(set(check())) > 1, "answers of unequal length"
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+def test_predictions_with_and_without_a_shared_trunk_are_the_same(
+    exchange: bool, tiny: Path, data: Path, sample: Path, tmp_path: Path
+) -> None:
+    tuned = load_tuned(str(tiny), None)
+    questions = read_questions(data, "test", [], [], 50)
+    questions = exchange_images(questions) if exchange else questions
+    rows = {}
+    for shared, size in ((True, 12), (False, 8)):
+        path = tmp_path / f"{shared}.jsonl"
+        assert predict_to_file(tuned, questions, sample, path, size, 6, shared) == (50, [])
+        rows[shared] = {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+    for identifier, row in rows[True].items():
+        row["logprob"] = pytest.approx(row["logprob"], abs=1e-3)
+        assert rows[False][identifier] == row
 
 
 def test_blind_questions_keep_their_text_and_never_their_image(data: Path) -> None:

@@ -1,0 +1,54 @@
+"""LoRA fine-tuning of a LLaVA model on a data folder.
+
+    python recipes/llava_lora.py                        # without arguments: an untaught tiny model, a few steps, CPU
+    torchrun --nproc_per_node 8 recipes/llava_lora.py --config recipes/configs/llava_1_5_7b_lora.yaml
+    torchrun --nproc_per_node 8 recipes/llava_lora.py --config recipes/configs/llava_1_5_7b_lora.yaml \
+        --deepspeed deepspeed_configs/zero2.json
+
+The loss is on the answers only. Adapters sit on the language model's linear layers; `--projector lora` and
+`--vision_tower lora` add theirs. The adapter, its processor and its image operations land in `output_dir`.
+"""
+
+from pathlib import Path
+
+from sarlang_sft.backbones import find_backbone, load_processor, load_weights
+from sarlang_sft.configuration import parse_arguments
+from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.training import (
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+    build_trainer,
+    check_supervision,
+    make_collator,
+    make_missing_inputs,
+    plan_rows,
+    prepare_attention,
+    save_result,
+)
+from sarlang_sft.tuning import TuningArguments
+
+DEMO = Path(__file__).parent / "configs" / "demo_llava.yaml"
+
+
+def main() -> None:
+    arguments = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
+    model_args, tuning, data, training = parse_arguments(arguments, __doc__, DEMO)
+    make_missing_inputs(model_args, data, training)
+
+    backbone = find_backbone(model_args.model_name_or_path)
+    processor = load_processor(model_args.model_name_or_path, backbone, data.max_pixels)
+    attention = prepare_attention(model_args, data, training)
+    rows = plan_rows(processor, backbone, data, training)
+    collator = make_collator(processor, backbone, data, attention)
+    check_supervision(collator, rows)
+
+    model = load_weights(model_args.model_name_or_path, backbone, model_args.dtype, attention.by_config())
+    trainer = build_trainer(model, collator, rows, attention, tuning, data, training)
+    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    save_result(trainer, data, result.metrics)
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        main()
