@@ -32,11 +32,14 @@ demo: setup
 	$(PY) eval/score_caption.py --predictions $(OUT)/predictions_after.jsonl --data $(OUT)/data --out $(OUT)/scores_caption.json
 	$(PY) eval/report.py --run $(OUT) --data $(OUT)/data
 
+# One process per core, each on one core: most tests start processes of their own.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: setup lint
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup lint
-	$(PY) -m pytest
+	$(PYTEST)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -77,10 +77,12 @@ class Ends(TrainerCallback):
 
 
 def training_arguments(options: argparse.Namespace, kind: type[SFTConfig], batch: int, steps: int) -> SFTConfig:
-    per_step = options.images_per_step * options.turns[0] if options.path != "trees" else options.images_per_step
+    trees = options.path == "trees"
+    per_step = options.images_per_step * (1 if trees else options.turns[0])
+    per_pass = batch * (options.trees_per_row if trees else 1)
     return kind(
         output_dir=str(options.folder / "run"), per_device_train_batch_size=batch, max_steps=steps, learning_rate=1e-4,
-        gradient_accumulation_steps=per_step // (batch * (options.trees_per_row if options.path == "trees" else 1)),
+        gradient_accumulation_steps=per_step // per_pass,
         lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to="none", max_length=None,
         gradient_checkpointing=options.gradient_checkpointing, bf16=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(), dataloader_num_workers=options.workers, disable_tqdm=True,
@@ -129,7 +131,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             if attention.language_model == FLEX:
                 lengths = [collator([row])["input_ids"].shape[1] for row in PlannedRows(table, planned, True)]
                 collator.row_length = -(-max(lengths) // 128) * 128
-            args = training_arguments(options, TrainArguments, 1, steps)
+            args = training_arguments(options, TrainArguments, options.rows, steps)
         else:
             planned = [[[group[place : place + 1]] for group in groups for place in range(turns)]]
             collator = DialogueCollator(processor, backbone, [])
@@ -176,7 +178,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images_per_step", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8, help="timed steps; one more comes before them")
     parser.add_argument("--batch", type=int, default=9, help="stock and flat: samples per forward pass")
-    parser.add_argument("--trees_per_row", type=int, default=1, help="trees: images in one row, one row per pass")
+    parser.add_argument("--trees_per_row", type=int, default=1, help="trees: images in one row")
+    parser.add_argument("--rows", type=int, default=1, help="trees: rows per forward pass")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--images", type=int, default=60, help="simulated scenes to draw from")
@@ -220,8 +223,8 @@ def main() -> None:
             for path in options.paths:
                 result = Path(scratch) / "one.json"
                 words = [sys.executable, __file__, "--path", path, "--turns", str(turns), "--out", str(result)]
-                for name in ("shape", "tuning", "images_per_step", "steps", "batch", "trees_per_row", "workers",
-                             "images", "real_processor", "folder"):  # fmt: skip
+                for name in ("shape", "tuning", "images_per_step", "steps", "batch", "trees_per_row", "rows",
+                             "workers", "images", "real_processor", "folder"):  # fmt: skip
                     if getattr(options, name) is not None:
                         words += [f"--{name}", str(getattr(options, name))]
                 words += ["--gradient_checkpointing"] * options.gradient_checkpointing

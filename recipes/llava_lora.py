@@ -5,6 +5,7 @@
     torchrun --nproc_per_node 8 recipes/llava_lora.py --config recipes/configs/llava_1_5_7b_lora.yaml \
         --deepspeed deepspeed_configs/zero2.json
 
+Dialogues of an image share its tokens (image trees, docs/image_trees.md; `--image_trees false` is the flat path).
 The loss is on the answers only. Adapters sit on the language model's linear layers; `--projector lora` and
 `--vision_tower lora` add theirs. The adapter, its processor and its image operations land in `output_dir`.
 """

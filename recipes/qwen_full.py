@@ -4,6 +4,7 @@
     torchrun --nproc_per_node 8 recipes/qwen_full.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct \
         --data data/sarlang --output_dir runs/qwen_3b_full --deepspeed deepspeed_configs/zero3.json
 
+Dialogues of an image share its tokens (image trees, docs/image_trees.md; `--image_trees false` is the flat path).
 The loss is on the answers only. The language model trains; `--projector full` and `--vision_tower full` add theirs.
 The model, its processor and its image operations land in `output_dir`.
 """

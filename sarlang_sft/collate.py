@@ -141,9 +141,16 @@ class Encoder:
 
     def process(self, pictures: list[Image.Image], texts: list[str]) -> dict[str, torch.Tensor]:
         """The processor's tensors of texts whose placeholders stand for the pictures in order, right-padded."""
-        return self.processor(
-            images=pictures or None, text=texts, padding=True, padding_side="right", return_tensors="pt"
-        )
+        return self.processor(images=pictures, text=texts, padding=True, padding_side="right", return_tensors="pt")
+
+    def blank(self) -> tuple[Image.Image, str]:
+        """A black picture and a text that holds nothing else, for batches without any image.
+
+        Every rank must walk through the vision tower at every step: ZeRO-3 would wait for the one that does not
+        forever, and DDP for its gradients (deepspeedai/DeepSpeed#7170, huggingface/trl#6617).
+        """
+        [text], _ = render(self.processor, self.backbone, [[{"role": "user", "content": [{"type": "image"}]}]])
+        return Image.new("RGB", (56, 56)), text
 
     def tokens(self, rows: list[dict[str, Any]]) -> tuple[list[str], list[Tokens]]:
         """Every dialogue as text and as tokens; raises [`InputError`] naming one that has nothing to learn from."""
@@ -163,9 +170,16 @@ class DialogueCollator(Encoder):
     """Rows of dialogues (`id, turns, images, image_root, split`) to a padded batch, one dialogue per sequence."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels` (B, L) int64, right-padded, and the processor's image tensors."""
+        """`input_ids`, `attention_mask`, `labels` (B, L) int64, right-padded, and the processor's image tensors.
+
+        A batch without any image gets a sequence with a black one and without labels, see `blank`.
+        """
         texts, tokenised = self.tokens(rows)
-        batch = self.process(self.pictures(rows), texts)
+        pictures = self.pictures(rows)
+        if not pictures:  # one more sequence, which no label belongs to
+            picture, text = self.blank()
+            pictures, texts = [picture], [*texts, text]
+        batch = self.process(pictures, texts)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for index, tokens in enumerate(tokenised):
             length = int(batch["attention_mask"][index].sum())

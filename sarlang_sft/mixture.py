@@ -96,7 +96,10 @@ def read_mixture(sources: list[DataSource], split: str) -> pa.Table:
                 f"data {source.path}: the split train holds no dialogue" + (f" of {chosen}" if chosen else "")
             )
         tables.append(table)
-    return pa.concat_tables(tables).combine_chunks()
+    mixture = pa.concat_tables(tables).combine_chunks()
+    if len(mixture) == 0:
+        raise InputError(f"data: the split {split} holds no dialogue; convert with a larger --val_fraction")
+    return mixture
 
 
 @dataclass(frozen=True)

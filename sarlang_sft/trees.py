@@ -97,7 +97,9 @@ class TreeCollator(Encoder):
         Returns:
             `input_ids`, `labels` (B, L) int64; `position_ids` (B, L) or (3, B, L) int64; `segments` (B, L, 2) int32:
             the number of a token's tree in its row and of its branch (0 is the trunk), -1 where it is padding; and
-            the processor's image tensors.
+            the processor's image tensors. Where no row has anything to keep apart (one tree of one branch each), an
+            ordinary `attention_mask` (B, L) stands for `segments`, which causal kernels take without a mask. A batch
+            without any image gets a trunk with a black one, see `blank`.
 
         Raises:
             InputError: A dialogue has no token to learn from, or an image cannot be read; names it.
@@ -105,10 +107,15 @@ class TreeCollator(Encoder):
         trees = [tree for row in rows for tree in row]
         texts, tokenised = self.tokens([dialogue for tree in trees for dialogue in tree])
         firsts = [sum(map(len, trees[:index])) for index in range(len(trees))]
-        batch = self.process(self.pictures([tree[0] for tree in trees]), [texts[first] for first in firsts])
+        pictures, prompts = self.pictures([tree[0] for tree in trees]), [texts[first] for first in firsts]
+        blank = not pictures
+        if blank:
+            picture, text = self.blank()
+            pictures, prompts = [picture], [*prompts, text]
+        batch = self.process(pictures, prompts)
         expanded, mask = batch["input_ids"], batch["attention_mask"].bool()
         images = {name: value for name, value in batch.items() if name.startswith(("pixel_", "image_"))}
-        grids = iter(images.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long)))
+        grids = iter(images.get("image_grid_thw", ()))
         built = []
         for index, (tree, first) in enumerate(zip(trees, firsts, strict=True)):
             runs = image_runs(tokenised[first].ids, expanded[index][mask[index]].tolist(), self.image_token_id)
@@ -124,7 +131,14 @@ class TreeCollator(Encoder):
                 )
             )
         places = iter(built)
-        return {**self._pad([[next(places) for _ in row] for row in rows]), **images}
+        laid_out = [[next(places) for _ in row] for row in rows]
+        if blank:
+            laid_out[-1].append(self._trunk_alone(expanded[-1][mask[-1]], images.get("image_grid_thw")))
+        return {**self._pad(laid_out), **images}
+
+    def _trunk_alone(self, ids: torch.Tensor, grids: torch.Tensor | None) -> TreeTensors:
+        positions = self.backbone.positions(self.processor, ids, grids)
+        return TreeTensors(ids, torch.full_like(ids, IGNORED), torch.full_like(ids, TRUNK), positions)
 
     def _pad(self, rows: list[list[TreeTensors]]) -> dict[str, torch.Tensor]:
         longest = max(sum(len(tree.ids) for tree in row) for row in rows)
@@ -140,9 +154,14 @@ class TreeCollator(Encoder):
             torch.stack([joined(number, PADDING), joined([tree.branch for tree in row], PADDING)], dim=-1)
             for number, row in zip(numbers, rows, strict=True)
         ]
+        layout = torch.stack(segments).int()
+        if layout[..., 0].max() == 0 and layout[..., 1].max() <= 1:
+            mask = {"attention_mask": (layout[..., 0] != PADDING).long()}
+        else:
+            mask = {"segments": layout}
         return {
             "input_ids": torch.stack([joined([tree.ids for tree in row], tokenizer.pad_token_id) for row in rows]),
             "labels": torch.stack([joined([tree.labels for tree in row], IGNORED) for row in rows]),
             "position_ids": torch.stack([joined([tree.positions for tree in row], 0) for row in rows], dim=-2),
-            "segments": torch.stack(segments).int(),
+            **mask,
         }

@@ -5,19 +5,30 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from sarlang_sft.backbones import BACKBONES
+from sarlang_sft.attention import choose_attention
+from sarlang_sft.backbones import BACKBONES, load_processor, load_weights
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_ops
 from sarlang_sft.inference import load_tuned
+from sarlang_sft.mixture import DataSource, read_mixture
+from sarlang_sft.packing import PlannedRows
 from sarlang_sft.release import sample_inputs
-from sarlang_sft.training import DataArguments, ModelArguments, TrainArguments
+from sarlang_sft.training import (
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+    build_trainer,
+    make_collator,
+    plan_rows,
+)
 from sarlang_sft.tuning import TuningArguments
 
 LORA, FULL = ROOT / "recipes/qwen_lora.py", ROOT / "recipes/qwen_full.py"
@@ -157,6 +168,10 @@ def test_without_arguments_the_missing_sample_and_base_are_made(tmp_path: Path) 
         (["--language_model", "frozen"], "every component is frozen"),
         (["--config", "missing.yaml"], "missing.yaml: no such file"),
         (["--packing", "true"], "packing and padding_free"),
+        (["--attn_implementation", "eager"], "attn_implementation eager: adds a boolean mask"),
+        (["--turns_per_image", "0"], "turns_per_image 0: must be at least 1"),
+        (["--max_tokens_per_row", "20"], "raise max_tokens_per_row or lower max_pixels"),
+        (["--loss_weighting", "image"], "loss_weighting `image`: choose token or answer"),
         (["--lora_alpha", "-1"], "lora_alpha -1"),
         (["--resume_from_checkpoint", "missing"], "resume_from_checkpoint missing: no such folder"),
     ],
@@ -198,13 +213,14 @@ def test_every_config_file_is_accepted() -> None:
 
 def test_published_recipe_is_what_the_paper_says() -> None:
     arguments = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
-    config = ROOT / "recipes/configs/qwen2_5_vl_7b_lora.yaml"
-    model, tuning, _, training = parse_arguments(arguments, "", args=["--config", str(config)])
+    config = ROOT / "recipes/configs/qwen2_5_vl_7b_lora_published.yaml"
+    model, tuning, data, training = parse_arguments(arguments, "", args=["--config", str(config)])
     assert (tuning.lora_r, tuning.modes()) == (
         8,
         {"vision_tower": "frozen", "projector": "frozen", "language_model": "lora"},
     )
     assert (training.learning_rate, training.num_train_epochs, training.warmup_steps) == (1e-4, 3, 0.1)
+    assert not data.image_trees and training.per_device_train_batch_size * training.gradient_accumulation_steps == 8
     assert training.lr_scheduler_type == "cosine" and training.bf16 and model.dtype == "bfloat16"
 
 
@@ -212,3 +228,93 @@ def test_the_adapter_loads_with_plain_peft_and_every_layer_has_moved(single: Pat
     base = BACKBONES["qwen2_5_vl"].model_class.from_pretrained(tiny)
     tuned = PeftModel.from_pretrained(base, single)
     assert sum("lora_B" in name and bool(p.abs().sum() > 0) for name, p in tuned.named_parameters()) == 3 * 7
+
+
+def test_resumed_in_the_middle_of_an_epoch_equals_uninterrupted(tiny: Path, data: Path, tmp_path: Path) -> None:
+    """Rows come from the plan, so that a resumed run takes those that are left, with the dialogues drawn for them."""
+    words = common(tiny, data, tmp_path / "whole", 2)
+    words[words.index("--save_strategy") + 1] = "steps"
+    words[words.index("--max_steps") + 1] = 11  # an epoch has 8 steps
+    run_script(LORA, *words, "--save_steps", 5, "--lora_dropout", 0.1)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoint-10")
+    words[words.index("--output_dir") + 1] = tmp_path / "resumed"
+    run_script(LORA, *words, "--save_steps", 5, "--lora_dropout", 0.1, "--resume_from_checkpoint",
+               tmp_path / "resumed/checkpoint-5")  # fmt: skip
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 11
+    ours, reference = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("resumed", "whole"))
+    assert all(torch.equal(ours[key], reference[key]) for key in reference)
+
+
+@pytest.mark.parametrize("family", sorted(BACKBONES))
+def test_trees_and_flat_learn_the_same_over_a_whole_training(
+    family: str, tinies: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """The same images and questions in every step: eight dialogues, as two trees or as eight rows."""
+    backbone = BACKBONES[family]
+    processor = load_processor(str(tinies[family]), backbone)
+    table = read_mixture([DataSource(str(data))], "train")
+    record = table["record"].to_numpy()
+    groups = [np.flatnonzero(record == number)[:4] for number in range(20)]
+    plans = {"trees": [groups[i : i + 2] for i in range(0, 20, 2)], "flat": [[d[None]] for g in groups for d in g]}
+    results = {}
+    for name, plan in plans.items():
+        trees = name == "trees"
+        rows = PlannedRows(table, [plan], trees)
+        training = TrainArguments(
+            output_dir=str(tmp_path / name), max_steps=10, per_device_train_batch_size=1 if trees else 8,
+            learning_rate=1e-3, logging_steps=1, save_strategy="no", report_to="none", gradient_checkpointing=trees,
+        )  # fmt: skip
+        arguments = DataArguments(data=str(data), image_trees=trees)
+        attention = choose_attention("auto", trees, on_cuda=False)
+        collator = make_collator(processor, backbone, arguments, attention)
+        model = load_weights(str(tinies[family]), backbone, "float32", attention.by_config())
+        trainer = build_trainer(model, collator, rows, attention, TuningArguments(), arguments, training)
+        trainer.train()
+        results[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert all(entry["qa_per_s"] > 0 and entry["tokens_per_s"] > 0 for entry in trainer.state.log_history[:-1])
+    assert results["trees"] == pytest.approx(results["flat"], abs=1e-4) and results["flat"][-1] < results["flat"][0]
+
+
+@pytest.mark.parametrize("family", sorted(BACKBONES))
+@pytest.mark.parametrize("projector", ["frozen", "lora"])
+def test_a_frozen_tower_is_left_out_of_the_graph_and_the_rest_learns_all_the_same(
+    projector: str, family: str, tinies: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """Checkpointing makes transformers let gradients into the patches of a frozen tower; it must not keep any."""
+    backbone = BACKBONES[family]
+    folder = str(tinies[family])
+    processor, arguments = load_processor(folder, backbone), DataArguments(data=str(data), max_tokens_per_row=600)
+    training = TrainArguments(
+        output_dir=str(tmp_path), max_steps=1, learning_rate=1e-3, save_strategy="no", report_to="none",
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    attention = choose_attention("auto", True, on_cuda=False)
+    rows = plan_rows(processor, backbone, arguments, training)
+    collator = make_collator(processor, backbone, arguments, attention)
+    model = load_weights(folder, backbone, "float32", attention.by_config())
+    tuning = TuningArguments(projector=projector)
+    trainer = build_trainer(model, collator, rows, attention, tuning, arguments, training)
+    seen = []
+    for name, module in trainer.model.named_modules():
+        if name.endswith(("visual.blocks.2", "vision_tower.encoder.layers.1", "vision_tower.encoder.layers.2")):
+            module.register_forward_hook(lambda m, i, output: seen.append(output))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    outputs = [one[0] if isinstance(one, tuple) else one for one in seen]
+    assert outputs and not any(output.requires_grad for output in outputs)
+    moved = {
+        name for name, p in trainer.model.named_parameters() if name in before and not torch.equal(p, before[name])
+    }
+    assert {name for name in before if "lora_B" in name} <= moved
+    assert any("merger" in name or "multi_modal_projector" in name for name in moved) == (projector == "lora")
+
+
+def test_llava_recipe_without_arguments_and_with_a_pixel_budget(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    recipe = tmp_path / "recipes/llava_lora.py"
+    output = run_script(recipe, "--max_steps", 2, cwd=tmp_path)
+    assert "making an untaught tiny llava" in output and "projector       adapted" in output
+    words = ["--config", tmp_path / "recipes/configs/demo_llava.yaml", "--max_pixels", 9000]
+    assert "this family resizes every image to one size" in run_script(recipe, *words, cwd=tmp_path, code=2)
+    load_tuned(str(tmp_path / "outputs/demo/llava_tiny"), str(tmp_path / "outputs/demo/llava_lora"))

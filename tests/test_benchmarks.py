@@ -1,0 +1,38 @@
+"""The benchmarks run, write what they promise, and compare like with like."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+THROUGHPUT, GENERATION = ROOT / "benchmarks/throughput.py", ROOT / "benchmarks/generation.py"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(real_data: Path) -> list[object]:
+    return ["--real_processor", real_data / "qwen2_5_vl_7b"]
+
+
+def test_three_paths_learn_the_same_from_the_same_steps(tokenizer: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "throughput.json"
+    words = ["--turns", 3, "--steps", 1, "--batch", 3, "--images", 8, "--out", out]
+    output = run_script(THROUGHPUT, *words, *tokenizer)
+    result = json.loads(out.read_text())
+    assert set(result) == {"hardware", "versions", "tokenizer", "runs"} and "CPU" in result["hardware"]
+    stock, flat, trees = result["runs"]
+    assert [run["name"] for run in (stock, flat, trees)] == ["trl_stock", "flat", "trees"]
+    for key in ("turns_per_image", "qa_per_s", "tokens_per_s", "flop_per_qa", "peak_memory_bytes", "data_wait"):
+        assert all(run[key] > 0 for run in (stock, flat, trees)), key
+    assert all(run["mfu"] is None for run in (stock, flat, trees)), "a CPU has no published peak"
+    assert trees["losses"] == pytest.approx(stock["losses"], abs=2e-4)
+    assert flat["losses"] == pytest.approx(stock["losses"], abs=2e-4)
+    assert stock["flop_per_qa"] / trees["flop_per_qa"] > 2 and "x counted" in output
+
+
+def test_generation_ways_give_the_same_answers(tmp_path: Path) -> None:
+    out = tmp_path / "generation.json"
+    run_script(GENERATION, "--turns", 3, "--images", 1, "--shape", "llava_cpu", "--out", out)
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["name"] for run in runs] == ["one_by_one", "batched", "shared_trunk"]
+    assert all(run["same_answers"] == 1 and run["questions_per_s"] > 0 for run in runs)
