@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def summary(options: argparse.Namespace, trainer: Timed, ends: list[float], flops: FlopCount) -> dict[str, Any]:
     """The figures of all steps but the first."""
     seconds, steps = ends[-1] - ends[0], trainer.steps[1:]
-    answered, work = sum(step.answers for step in steps), sum(flops(step.work) for step in steps)
+    answered, work = sum(step.answers() for step in steps), sum(flops(step.work()) for step in steps)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((value for name, value in PEAK_FLOPS.items() if name in gpu), None)
     return {
@@ -158,8 +158,8 @@ def summary(options: argparse.Namespace, trainer: Timed, ends: list[float], flop
         "tuning": options.tuning,
         "turns_per_image": options.turns[0],
         "qa_per_s": answered / seconds,
-        "tokens_per_s": sum(step.work.tokens for step in steps) / seconds,
-        "tokens_per_qa": sum(step.work.tokens for step in steps) / answered,
+        "tokens_per_s": sum(step.work().tokens for step in steps) / seconds,
+        "tokens_per_qa": sum(step.work().tokens for step in steps) / answered,
         "flop_per_qa": work / answered,
         "peak_memory_bytes": setting.peak_memory(),
         "mfu": work / seconds / peak if peak else None,

@@ -22,9 +22,6 @@ class Work:
     image_tokens: int
     scored: int
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
-
 
 @dataclass(frozen=True)
 class FlopCount:

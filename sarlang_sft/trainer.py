@@ -1,5 +1,6 @@
 """TRL's trainer with the mask of image trees, one loss for every way of batching, and honest speed figures."""
 
+import resource
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -38,13 +39,12 @@ def answer_weights(labels: torch.Tensor) -> torch.Tensor:
 
 
 class Meter:
-    """Counts of one rank since the last log line."""
+    """Counts of one rank since the last log line; kept on the device, so that counting waits for no kernel."""
 
     def __init__(self, start: float) -> None:
         self.start = start
         self.waited = 0.0
-        self.answers = 0
-        self.work = Work(0, 0, 0)
+        self.counts = torch.zeros(4, dtype=torch.long)  # answers, tokens, image tokens, scored tokens
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, while the time until each arrives is counted."""
@@ -59,13 +59,18 @@ class Meter:
     def add(self, batch: Batch, image_token_id: int, scores_everything: bool) -> None:
         """Count a batch; padding does not count."""
         real = batch["segments"][..., 0] != PADDING if "segments" in batch else batch["attention_mask"].bool()
-        tokens = int(real.sum())
-        self.answers += int(answers(batch["labels"]).max())
-        self.work += Work(
-            tokens=tokens,
-            image_tokens=int((batch["input_ids"] == image_token_id).sum()),
-            scored=tokens if scores_everything else int((batch["labels"] != IGNORED).sum()),
-        )
+        scored = real if scores_everything else batch["labels"] != IGNORED
+        image_tokens = batch["input_ids"] == image_token_id
+        counts = [answers(batch["labels"]).max(), real.sum(), image_tokens.sum(), scored.sum()]
+        self.counts = self.counts.to(real.device) + torch.stack(counts)
+
+    def answers(self) -> int:
+        """Question-answer pairs."""
+        return int(self.counts[0])
+
+    def work(self) -> Work:
+        """What the batches asked of the model."""
+        return Work(*self.counts[1:].tolist())
 
 
 class DialogueTrainer(SFTTrainer):
@@ -148,24 +153,23 @@ class DialogueTrainer(SFTTrainer):
         now, device = time.perf_counter(), self.args.device
         meter, self.meter = self.meter, Meter(now)
         seconds = now - meter.start
-        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-        sums = [meter.answers, meter.work.tokens, self.flops(meter.work)]
-        counts = self.accelerator.gather(
-            torch.tensor([*sums, meter.waited, memory], device=device).view(1, -1).double()
-        )
-        answered, tokens, flops = counts[:, :3].sum(dim=0).tolist()
-        waited, memory = counts[:, 3:].max(dim=0).values.tolist()
+        if device.type == "cuda":
+            memory, gpu = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
+        else:
+            memory, gpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, ""
+        own = [meter.answers(), meter.work().tokens, self.flops(meter.work()), meter.waited, memory]
+        ranks = self.accelerator.gather(torch.tensor([own], dtype=torch.float64, device=device))
+        answered, tokens, flops = ranks[:, :3].sum(dim=0).tolist()
+        waited, memory = ranks[:, 3:].max(dim=0).values.tolist()
         speed = {
             "qa_per_s": round(answered / seconds, 2),
             "tokens_per_s": round(tokens / seconds, 1),
             "data_wait": round(waited / seconds, 4),
+            "peak_memory_gb": round(memory / 1e9, 2),
         }
-        if device.type == "cuda":
-            speed["peak_memory_gb"] = round(memory / 1e9, 2)
-            name = torch.cuda.get_device_name(device)
-            for gpu, peak in PEAK_FLOPS.items():
-                if gpu in name:
-                    speed["mfu"] = round(flops / seconds / peak / len(counts), 4)
+        for name, peak in PEAK_FLOPS.items():
+            if name in gpu:
+                speed["mfu"] = round(flops / seconds / peak / len(ranks), 4)
         return speed
 
 
