@@ -80,6 +80,8 @@ def training_arguments(options: argparse.Namespace, kind: type[SFTConfig], batch
     trees = options.path == "trees"
     per_step = options.images_per_step * (1 if trees else options.turns[0])
     per_pass = batch * (options.trees_per_row if trees else 1)
+    if per_step % per_pass:
+        raise SystemExit(f"{options.path}: a step of {per_step} does not divide into passes of {per_pass}")
     return kind(
         output_dir=str(options.folder / "run"), per_device_train_batch_size=batch, max_steps=steps, learning_rate=1e-4,
         gradient_accumulation_steps=per_step // per_pass,
@@ -157,6 +159,7 @@ def summary(options: argparse.Namespace, trainer: Timed, ends: list[float], flop
         "shape": options.shape,
         "tuning": options.tuning,
         "turns_per_image": options.turns[0],
+        "images_per_step": options.images_per_step,
         "qa_per_s": answered / seconds,
         "tokens_per_s": sum(step.work().tokens for step in steps) / seconds,
         "tokens_per_qa": sum(step.work().tokens for step in steps) / answered,
@@ -200,12 +203,12 @@ def table(runs: list[dict[str, Any]]) -> str:
             f"{one['name']:10} {one['turns_per_image']:5} {one['qa_per_s']:8.2f} {one['tokens_per_qa']:10.1f} "
             f"{one['flop_per_qa'] / 1e9:9.1f} {one['peak_memory_bytes'] / 1e9:6.1f}GB {one['data_wait']:6.1%}"
         )
-        same = ("shape", "tuning", "turns_per_image")
-        for stock in runs:
-            if stock["name"] == "trl_stock" and all(stock[key] == one[key] for key in same) and stock is not one:
-                measured = one["qa_per_s"] / stock["qa_per_s"]
-                counted = stock["flop_per_qa"] / one["flop_per_qa"]
-                line += f"  {measured:.2f}x measured, {counted:.2f}x counted: {measured / counted:.0%} gained"
+        same = ("shape", "tuning", "turns_per_image", "images_per_step")
+        alike = [run for run in runs if run["name"] == "trl_stock" and all(run[key] == one[key] for key in same)]
+        if alike and one["name"] != "trl_stock":
+            measured = one["qa_per_s"] / alike[0]["qa_per_s"]
+            counted = alike[0]["flop_per_qa"] / one["flop_per_qa"]
+            line += f"  {measured:.2f}x measured, {counted:.2f}x counted: {measured / counted:.0%} gained"
         lines.append(line + (f"  MFU {one['mfu']:.1%}" if one["mfu"] else ""))
     return "\n".join(lines)
 

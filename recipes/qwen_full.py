@@ -56,12 +56,12 @@ def main() -> None:
     backbone = find_backbone(model_args.model_name_or_path)
     processor = load_processor(model_args.model_name_or_path, backbone, data.max_pixels)
     attention = prepare_attention(model_args, data, training)
-    rows = plan_rows(processor, backbone, data, training)
+    plan = plan_rows(processor, backbone, data, training)
     collator = make_collator(processor, backbone, data, attention)
-    check_supervision(collator, rows)
+    check_supervision(collator, plan.train)
 
     model = load_weights(model_args.model_name_or_path, backbone, model_args.dtype, attention.by_config())
-    trainer = build_trainer(model, collator, rows, attention, tuning, data, training)
+    trainer = build_trainer(model, collator, plan, attention, tuning, data, training)
     result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     save_result(trainer, data, result.metrics)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -14,25 +13,9 @@ from transformers.utils import is_flash_attn_2_available
 from sarlang_sft.errors import InputError
 from sarlang_sft.trees import TRUNK
 
-FLEX = "image_trees"
-
-
-def _flex_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: BlockMask | torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """FlexAttention in one dtype: autocast leaves rotated queries and keys in float32 and does not reach it."""
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
-    return flex_attention_forward(module, query.to(dtype), key.to(dtype), value.to(dtype), attention_mask, **kwargs)
-
-
 # Qwen-VL classes do not declare that they support FlexAttention; under a name of our own they take it.
-AttentionInterface.register(FLEX, _flex_attention)
+FLEX = "image_trees"
+AttentionInterface.register(FLEX, flex_attention_forward)
 AttentionMaskInterface.register(FLEX, flex_attention_mask)
 
 NAMES = {FLEX: "FlexAttention", "sdpa": "SDPA", "flash_attention_2": "FlashAttention-2", "eager": "eager"}

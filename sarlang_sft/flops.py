@@ -5,8 +5,10 @@ model under LoRA takes 4, fully trained 6; a frozen tower takes 2. Parameters ar
 scores are left out, and so are adapters.
 """
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from sarlang_sft.backbones import Backbone, component_of
@@ -36,6 +38,11 @@ class FlopCount:
         return self.per_token * work.tokens + self.per_image_token * work.image_tokens + self.per_scored * work.scored
 
 
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Its shape; a parameter partitioned by ZeRO-3 is empty on this rank and keeps its true shape in ds_shape."""
+    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
+
+
 def count_flops(model: nn.Module, backbone: Backbone) -> FlopCount:
     """The convention applied to a model that is ready to train; base weights count, adapters do not.
 
@@ -51,10 +58,11 @@ def count_flops(model: nn.Module, backbone: Backbone) -> FlopCount:
         if "lora_" in own:
             continue
         full[part] |= parameter.requires_grad
-        if parameter.dim() > 1 and "embed_tokens" not in own and "position_embedding" not in own:
-            weights[part] += parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
-    head = model.get_output_embeddings().weight
-    weights["lm_head"] = head.ds_numel if hasattr(head, "ds_numel") else head.numel()
+        if len(whole_shape(parameter)) > 1 and "embed_tokens" not in own and "position_embedding" not in own:
+            weights[part] += math.prod(whole_shape(parameter))
+    head = model.get_output_embeddings().weight  # a head that is tied to the embedding has no name of its own
+    weights["lm_head"] = math.prod(whole_shape(head))
+    full["lm_head"] = head.requires_grad
 
     def per_unit(part: str, backward: bool) -> float:
         return weights[part] * (2 + 2 * backward + 2 * full[part])

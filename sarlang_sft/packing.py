@@ -7,7 +7,6 @@ of the optimiser is a group of rows of about equal weight in visual and in total
 import json
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets.table import InMemoryTable
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.lengths import Lengths
@@ -44,7 +43,7 @@ class Layout:
         row_tokens: At most this many tokens in a row of trees.
         turns_per_image: At most this many dialogues of an image per visit, drawn anew every epoch; None means all.
         rows_per_step: Rows of one step of the optimiser over all ranks.
-        shuffle: False keeps the stored order and draws nothing (evaluation).
+        shuffle: False shuffles nothing and fills no step (evaluation).
     """
 
     trees: bool
@@ -77,8 +76,7 @@ def make_trees(draw: Draw, lengths: Lengths, layout: Layout, rng: np.random.Gene
         if not layout.trees:
             trees += [group[place : place + 1] for place in range(len(group))]
             continue
-        # Turns of several images in one record, or of none, may differ in their trunk: the longest counts.
-        filled = lengths.trunk[group].max() + np.cumsum(lengths.branch[group])
+        filled = lengths.trunk[group[0]] + np.cumsum(lengths.branch[group])
         begin = 0
         while filled[-1] > layout.row_tokens:
             cut = begin + max(1, int(np.searchsorted(filled[begin:], layout.row_tokens, side="right")))
@@ -91,7 +89,7 @@ def make_trees(draw: Draw, lengths: Lengths, layout: Layout, rng: np.random.Gene
 
 def tokens_of(tree: Tree, lengths: Lengths) -> int:
     """Upper bound of a tree's tokens: what its dialogues share behind the images is counted once for each."""
-    return int(lengths.trunk[tree].max() + lengths.branch[tree].sum())
+    return int(lengths.trunk[tree[0]] + lengths.branch[tree].sum())
 
 
 def pack(trees: list[Tree], lengths: Lengths, layout: Layout, rng: np.random.Generator) -> list[Row]:
@@ -115,8 +113,21 @@ def pack(trees: list[Tree], lengths: Lengths, layout: Layout, rng: np.random.Gen
     return rows
 
 
-def split_to(rows: list[Row], count: int) -> list[Row]:
-    """Halve the rows with most dialogues until there are `count`, so that no step is short of rows."""
+def fill_to(rows: list[Row], count: int, layout: Layout) -> list[Row]:
+    """Bring an epoch to `count` rows, so that no step is short of them.
+
+    Trees: rows with most dialogues are halved. Flat: the first rows come twice.
+
+    Raises:
+        InputError: There are fewer dialogues than rows in a step.
+    """
+    if sum(len(tree) for row in rows for tree in row) < layout.rows_per_step:
+        raise InputError(
+            f"data: too few dialogues for a step of {layout.rows_per_step} rows; lower per_device_train_batch_size or "
+            "gradient_accumulation_steps"
+        )
+    if not layout.trees:
+        return [rows[number % len(rows)] for number in range(count)]
     rows = sorted(rows, key=lambda row: sum(map(len, row)))
     while len(rows) < count:
         row = rows.pop()
@@ -124,11 +135,8 @@ def split_to(rows: list[Row], count: int) -> list[Row]:
             halves = [row[: len(row) // 2], row[len(row) // 2 :]]
         elif len(row[0]) > 1:
             halves = [[row[0][: len(row[0]) // 2]], [row[0][len(row[0]) // 2 :]]]
-        else:
-            raise InputError(
-                f"data: {len(rows) + 1} dialogues cannot fill a step of {count} rows; lower "
-                "per_device_train_batch_size or gradient_accumulation_steps"
-            )
+        else:  # every row is down to one dialogue: the first ones come twice
+            return [[*rows, row][number % (len(rows) + 1)] for number in range(count)]
         for half in halves:
             insort(rows, half, key=lambda row: sum(map(len, row)))
     return rows
@@ -137,88 +145,87 @@ def split_to(rows: list[Row], count: int) -> list[Row]:
 def arrange(rows: list[Row], lengths: Lengths, layout: Layout, rng: np.random.Generator) -> list[Row]:
     """Order rows so that those of one step resemble each other in visual and in total tokens.
 
-    Rows are sorted within windows of the shuffled order, cut into steps, and the steps shuffled; what does not fill a
-    step stays at the end.
+    Rows are sorted within windows of the shuffled order, cut into steps, and the steps shuffled.
     """
-    if not layout.shuffle:
-        return rows
     size = layout.rows_per_step
     weight = [
-        (sum(int(lengths.visual[tree].max()) for tree in row), sum(tokens_of(tree, lengths) for tree in row))
+        (sum(int(lengths.visual[tree[0]]) for tree in row), sum(tokens_of(tree, lengths) for tree in row))
         for row in rows
     ]
-    order = rng.permutation(len(rows))
-    rest = len(rows) % size
-    full, last = order[: len(order) - rest], order[len(order) - rest :]
+    order = rng.permutation(len(rows)).tolist()
     steps: list[list[int]] = []
     window = size * max(1, WINDOW // size)
-    for start in range(0, len(full), window):
-        ordered = sorted(full[start : start + window].tolist(), key=lambda number: weight[number])
+    for start in range(0, len(order), window):
+        ordered = sorted(order[start : start + window], key=lambda number: weight[number])
         steps += [ordered[place : place + size] for place in range(0, len(ordered), size)]
-    shuffled = [steps[number] for number in rng.permutation(len(steps))]
-    return [rows[number] for number in [*(number for step in shuffled for number in step), *last.tolist()]]
+    return [rows[number] for step in rng.permutation(len(steps)) for number in steps[step]]
 
 
-def plan_epochs(mixture: Mixture, lengths: Lengths, layout: Layout, seed: int, epochs: int) -> list[list[Row]]:
-    """The rows of every epoch, in the order of training; every epoch has the same number of rows.
+HINTS = {
+    "no answer": "its answers are empty",
+    "image longer than a row": "raise max_tokens_per_row, or lower max_pixels where the family has it",
+    "dialogue longer than a row": "raise max_tokens_per_row",
+}
 
-    In trees that number fills every step; a flat epoch ends with a step that may be short.
+
+def plan_epochs(
+    mixture: Mixture, lengths: Lengths, left_out: list[LeftOut], layout: Layout, seed: int, epochs: int
+) -> list[list[Row]]:
+    """The rows of every epoch, in the order of training; every epoch has the same number of them and fills its steps.
+
+    Args:
+        left_out: What [`find_left_out`] found.
+
+    Raises:
+        InputError: Nothing is left to learn from, or too little for a step.
     """
     usable = np.ones(len(lengths.record), dtype=bool)
-    usable[[item.dialogue for item in find_left_out(lengths, layout)]] = False
+    usable[[item.dialogue for item in left_out]] = False
     if not usable.any():
-        raise InputError(
-            "data: every dialogue is left out (no answer, or longer than max_tokens_per_row "
-            f"{layout.row_tokens}); raise max_tokens_per_row or lower max_pixels"
-        )
+        reasons = Counter(item.reason for item in left_out)
+        listed = "; ".join(f"{count} {reason} ({HINTS[reason]})" for reason, count in reasons.items())
+        raise InputError(f"data: every dialogue is left out: {listed}")
     rngs = [np.random.default_rng([seed, epoch]) for epoch in range(epochs)]
-    packed = [pack(make_trees(mixture.draw(rng, usable), lengths, layout, rng), lengths, layout, rng) for rng in rngs]
-    if layout.trees and layout.shuffle:
-        count = -(-max(map(len, packed)) // layout.rows_per_step) * layout.rows_per_step
-        packed = [split_to(rows, count) for rows in packed]
-    return [arrange(rows, lengths, layout, rng) for rows, rng in zip(packed, rngs, strict=True)]
+    packed = []
+    for rng in rngs:
+        draw = mixture.draw(rng, usable)
+        if len(draw.dialogue) == 0:
+            raise InputError("data: weights and caps leave no dialogue in an epoch; raise them")
+        packed.append(pack(make_trees(draw, lengths, layout, rng), lengths, layout, rng))
+    if not layout.shuffle:
+        return packed
+    count = -(-max(map(len, packed)) // layout.rows_per_step) * layout.rows_per_step
+    filled = [fill_to(rows, count, layout) for rows in packed]
+    return [arrange(rows, lengths, layout, rng) for rows, rng in zip(filled, rngs, strict=True)]
 
 
 class PlannedRows(Dataset):
     """The rows of all epochs as what the collators take: a dialogue (flat), or a list of trees.
 
-    Row i of epoch e has the index e * len + i, which is how [`EpochSampler`] asks for it.
+    Accelerate calls `set_epoch` before each epoch, in resumed runs too; loader processes start after it.
     """
 
     def __init__(self, table: pa.Table, epochs: list[list[Row]], trees: bool) -> None:
         self.dialogues = datasets.Dataset(InMemoryTable(table))
         self.epochs = epochs
         self.trees = trees
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; epochs beyond the plan begin it anew."""
+        self.epoch = epoch % len(self.epochs)
 
     def __len__(self) -> int:
-        return len(self.epochs[0])
+        return len(self.epochs[self.epoch])
 
     def __getitem__(self, index: int) -> Any:
-        row = self.epochs[index // len(self)][index % len(self)]
+        row = self.epochs[self.epoch][index]
         if not self.trees:
             return self.dialogues[int(row[0][0])]
         numbers = np.concatenate(row).tolist()
         columns = self.dialogues[numbers]
         dialogues = iter([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
         return [[next(dialogues) for _ in tree] for tree in row]
-
-
-class EpochSampler(Sampler[int]):
-    """Walks through the planned rows of an epoch in their order; `set_epoch` is called by the trainer."""
-
-    def __init__(self, rows: PlannedRows) -> None:
-        self.rows = rows
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; epochs beyond the plan begin it anew."""
-        self.epoch = epoch % len(self.rows.epochs)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * len(self.rows), (self.epoch + 1) * len(self.rows)))
 
 
 def describe_left_out(left_out: list[LeftOut], table: pa.Table) -> list[str]:

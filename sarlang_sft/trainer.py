@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import SequentialSampler
 from trl import SFTTrainer
 
 from sarlang_sft.attention import tree_mask
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.collate import IGNORED
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
-from sarlang_sft.packing import EpochSampler, PlannedRows
+from sarlang_sft.packing import PlannedRows
 from sarlang_sft.trees import PADDING
 
 Batch = dict[str, torch.Tensor]
@@ -95,8 +95,8 @@ class DialogueTrainer(SFTTrainer):
         # batches instead of tokens; the loss is computed here and takes them.
         self.model_accepts_loss_kwargs = True
 
-    def _get_train_sampler(self, train_dataset: PlannedRows | None = None) -> Sampler:
-        return EpochSampler(self.train_dataset)
+    def _get_train_sampler(self, train_dataset: PlannedRows | None = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # the plan is the order
 
     def _prepare_inputs(self, inputs: Batch) -> dict[str, Any]:
         """Tensors on the device, `segments` turned into the attention mask there: it is too large to be sent."""
@@ -129,7 +129,10 @@ class DialogueTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The sum over the supervised tokens of this batch, divided by the items of the whole step."""
+        """The sum over the supervised tokens of this batch, divided by the items of the whole step.
+
+        In evaluation it is divided by those of the batch: the evaluation loss is the mean of its batches' means.
+        """
         if return_outputs:
             raise NotImplementedError("only the loss is computed; generate answers with eval/generate.py")
         outputs = model(**inputs, fused_lm_head=True, use_cache=False)
@@ -137,14 +140,14 @@ class DialogueTrainer(SFTTrainer):
         if self.args.loss_weighting == "answer":
             losses = losses * answer_weights(labels)[:, 1:]
         if num_items_in_batch is None:  # evaluation
-            num_items_in_batch = self._get_num_items_in_batch([inputs], labels.device)
-            ranks = 1
-        else:
-            ranks = self.accelerator.num_processes  # whose gradients are averaged
+            counted = _one_label_per_answer(labels) if self.args.loss_weighting == "answer" else labels
+            return losses.sum() / (counted[:, 1:] != IGNORED).sum().clamp(min=1)
+        ranks = self.accelerator.num_processes  # whose gradients are averaged
         return losses.sum() / num_items_in_batch.clamp(min=1) * ranks
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the speed since the last line: over all ranks, the slowest wait, the highest peak of memory."""
+        """Add the speed since the last line, checkpoints and evaluation included: over all ranks, with the longest
+        wait for data and the highest peak of memory."""
         if "loss" in logs:
             logs.update(self._speed())
         super().log(logs, start_time)

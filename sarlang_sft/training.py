@@ -4,11 +4,13 @@ import math
 import os
 import shutil
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import deepspeed
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
     PreTrainedModel,
@@ -158,6 +160,12 @@ class TrainArguments(SFTConfig):
             raise InputError("packing and padding_free: TRL's are for text only; image trees pack by themselves")
         if self.loss_weighting not in ("token", "answer"):
             raise InputError(f"loss_weighting `{self.loss_weighting}`: choose token or answer")
+        if not self.average_tokens_across_devices:
+            raise InputError(
+                "average_tokens_across_devices: must stay on: the loss is the mean over all ranks' tokens"
+            )
+        if self.dataloader_persistent_workers:
+            raise InputError("dataloader_persistent_workers: must stay off: every epoch draws its rows anew")
         if self.loss_type != "nll" or self.label_smoothing_factor:
             raise InputError("loss_type and label_smoothing_factor: only the plain loss (nll, 0) is computed")
         if Path(self.output_dir or "").is_file():
@@ -224,49 +232,61 @@ def prepare_attention(model: ModelArguments, data: DataArguments, training: Trai
     return attention
 
 
-def plan_rows(
-    processor: ProcessorMixin, backbone: Backbone, data: DataArguments, training: TrainArguments
-) -> PlannedRows:
+class Plan(NamedTuple):
+    """The rows to train on, and those of the split `val` where the run evaluates."""
+
+    train: PlannedRows
+    val: PlannedRows | None
+
+
+def plan_rows(processor: ProcessorMixin, backbone: Backbone, data: DataArguments, training: TrainArguments) -> Plan:
     """Plan the rows of the whole training; prints what an epoch consists of and what is left out.
 
-    What is left out also goes to `left_out.jsonl` in the output folder, one line per dialogue.
+    What is left out also goes to `left_out.jsonl` in the output folder, one line per dialogue. Evaluation takes all
+    dialogues of the wanted tasks and subsets once, whatever the weights and caps.
     """
+    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    layout = Layout(data.image_trees, data.max_tokens_per_row, data.turns_per_image, per_step)
     sources = data.sources()
-    table = read_mixture(sources, "train")
+    out = Path(training.output_dir) / "left_out.jsonl" if training.process_index == 0 else None
+    train = _plan_split(sources, "train", layout, processor, backbone, data, training, out)
+    val = None
+    if training.eval_strategy != "no":
+        everything = [replace(source, weight=1.0, caps={}) for source in sources]
+        layout = Layout(data.image_trees, data.max_tokens_per_row, None, training.per_device_eval_batch_size, False)
+        val = _plan_split(everything, "val", layout, processor, backbone, data, training, None)
+    # Counting used the tokenizer's threads; in loader workers, which are forked, it would warn about them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return Plan(train, val)
+
+
+def _plan_split(
+    sources: list[DataSource],
+    split: str,
+    layout: Layout,
+    processor: ProcessorMixin,
+    backbone: Backbone,
+    data: DataArguments,
+    training: TrainArguments,
+    left_out_file: Path | None,
+) -> PlannedRows:
+    table = read_mixture(sources, split)
     lengths = measure(table, processor, backbone, data.image_ops)
-    layout = Layout(
-        trees=data.image_trees,
-        row_tokens=data.max_tokens_per_row,
-        turns_per_image=data.turns_per_image,
-        rows_per_step=training.per_device_train_batch_size
-        * training.gradient_accumulation_steps
-        * training.world_size,
-    )
+    left_out = find_left_out(lengths, layout)
+    if training.process_index == 0:
+        print("\n".join(f"{split} {line}" for line in describe_left_out(left_out, table)), end="\n" * bool(left_out))
+    if left_out_file:
+        write_left_out(left_out_file, left_out, table)
     mixture = Mixture(sources, table)
-    epochs = plan_epochs(mixture, lengths, layout, training.seed, 1)
+    epochs = plan_epochs(mixture, lengths, left_out, layout, training.seed, 1)
     wanted = math.ceil(training.num_train_epochs)
     if training.max_steps > 0:
         wanted = math.ceil(training.max_steps * layout.rows_per_step / len(epochs[0]))
-    if wanted > 1:
-        epochs = plan_epochs(mixture, lengths, layout, training.seed, wanted)
+    if layout.shuffle and wanted > 1:
+        epochs = plan_epochs(mixture, lengths, left_out, layout, training.seed, wanted)
     if training.process_index == 0:
-        left_out = find_left_out(lengths, layout)
-        print("\n".join([describe_plan(epochs, lengths, layout), *describe_left_out(left_out, table)]), flush=True)
-        write_left_out(Path(training.output_dir) / "left_out.jsonl", left_out, table)
-    # Counting used the tokenizer's threads; in loader workers, which are forked, it would warn about them.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        print(f"{split} {describe_plan(epochs, lengths, layout)}", flush=True)
     return PlannedRows(table, epochs, data.image_trees)
-
-
-def load_eval_rows(
-    collator: TreeCollator | DialogueCollator, data: DataArguments, training: TrainArguments
-) -> PlannedRows:
-    """The rows of the split `val`, in stored order and with all their dialogues."""
-    sources = data.sources()
-    table = read_mixture(sources, "val")
-    lengths = measure(table, collator.processor, collator.backbone, data.image_ops)
-    layout = Layout(data.image_trees, data.max_tokens_per_row, None, training.per_device_eval_batch_size, False)
-    return PlannedRows(table, plan_epochs(Mixture(sources, table), lengths, layout, 0, 1), data.image_trees)
 
 
 def make_collator(
@@ -299,7 +319,7 @@ class SaveImageOps(TrainerCallback):
 def build_trainer(
     model: PreTrainedModel,
     collator: TreeCollator | DialogueCollator,
-    rows: PlannedRows,
+    plan: Plan,
     attention: Attention,
     tuning: TuningArguments,
     data: DataArguments,
@@ -314,13 +334,13 @@ def build_trainer(
         model=model,
         args=training,
         data_collator=collator,
-        train_dataset=rows.dialogues,
-        eval_dataset=load_eval_rows(collator, data, training) if training.eval_strategy != "no" else None,
+        train_dataset=plan.train.dialogues,
+        eval_dataset=plan.val,
         processing_class=collator.processor,
         peft_config=peft_config,
         callbacks=[SaveImageOps(data.image_ops)],
     )
-    trainer.plan(rows, backbone, attention.language_model)
+    trainer.plan(plan.train, backbone, attention.language_model)
     run_frozen_without_gradient(trainer.model, backbone)
     counts = count_components(trainer.model, backbone)
     check_components(counts, tuning)
@@ -342,7 +362,7 @@ def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str
         out = Path(trainer.args.output_dir)
         save_ops(out, data.image_ops)
         adapter = out / "adapter_model.safetensors"
-        if adapter.is_file():
+        if isinstance(trainer.model, PeftModel):
             expected = sum(parameter.requires_grad for parameter in trainer.model.parameters())
             sizes = [tensor.numel() for tensor in load_file(adapter).values()]
             if len(sizes) != expected or not all(sizes):

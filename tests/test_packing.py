@@ -15,7 +15,7 @@ from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.lengths import Lengths, measure
 from sarlang_sft.mixture import DataSource, Mixture, parse_sources, read_mixture
-from sarlang_sft.packing import EpochSampler, Layout, PlannedRows, find_left_out, plan_epochs, tokens_of
+from sarlang_sft.packing import Layout, PlannedRows, find_left_out, plan_epochs, tokens_of
 from sarlang_sft.records import Dialogue, Record, Turn, write_data_folder
 from sarlang_sft.trees import PADDING, TreeCollator
 
@@ -35,11 +35,16 @@ def make_lengths(images: int = 300, seed: int = 0) -> Lengths:
     return Lengths(record, visual, visual + 20, branch, np.ones(len(record), dtype=bool))
 
 
-class Everything(Mixture):
-    """A mixture of one source with weight 1."""
+def plan(lengths: Lengths, layout: Layout, seed: int = 0, epochs: int = 1, source: DataSource | None = None) -> list:
+    """The epochs of one source."""
+    return plan_epochs(Everything(lengths, source), lengths, find_left_out(lengths, layout), layout, seed, epochs)
 
-    def __init__(self, lengths: Lengths) -> None:
-        self.sources = [DataSource("x")]
+
+class Everything(Mixture):
+    """A mixture of one source, by default with weight 1."""
+
+    def __init__(self, lengths: Lengths, source: DataSource | None) -> None:
+        self.sources = [source or DataSource("x")]
         self.source = np.zeros(len(lengths.record), dtype=int)
         self.task = np.array(["counting"] * len(lengths.record), dtype=object)
 
@@ -48,19 +53,20 @@ class Everything(Mixture):
 def test_every_epoch_takes_every_dialogue_once_in_another_order(trees: bool) -> None:
     lengths = make_lengths()
     layout = Layout(trees, row_tokens=1024, turns_per_image=None, rows_per_step=8)
-    epochs = plan_epochs(Everything(lengths), lengths, layout, seed=1, epochs=3)
+    epochs = plan(lengths, layout, 1, 3)
     for rows in epochs:
-        assert sorted(flatten(rows)) == list(range(len(lengths.record)))
+        assert set(flatten(rows)) == set(range(len(lengths.record))) and len(rows) % 8 == 0
+        assert len(flatten(rows)) == len(lengths.record) if trees else len(flatten(rows)) < len(lengths.record) + 8
     assert flatten(epochs[0]) != flatten(epochs[1]) and len({len(rows) for rows in epochs}) == 1
-    again = plan_epochs(Everything(lengths), lengths, layout, seed=1, epochs=3)
+    again = plan(lengths, layout, 1, 3)
     assert [flatten(rows) for rows in again] == [flatten(rows) for rows in epochs]
-    assert flatten(plan_epochs(Everything(lengths), lengths, layout, seed=2, epochs=1)[0]) != flatten(epochs[0])
+    assert flatten(plan(lengths, layout, 2, 1)[0]) != flatten(epochs[0])
 
 
 def test_rows_keep_their_budget_and_trees_their_image_and_steps_are_full() -> None:
     lengths = make_lengths()
     layout = Layout(True, row_tokens=1024, turns_per_image=None, rows_per_step=8)
-    rows = plan_epochs(Everything(lengths), lengths, layout, seed=0, epochs=1)[0]
+    rows = plan(lengths, layout, 0, 1)[0]
     tokens = np.array([sum(tokens_of(tree, lengths) for tree in row) for row in rows])
     assert tokens.max() <= 1024 and len(rows) % 8 == 0 and tokens.mean() > 0.9 * 1024
     assert all(len(set(lengths.record[tree])) == 1 for row in rows for tree in row)
@@ -74,8 +80,7 @@ def test_rows_of_a_step_weigh_about_the_same_in_visual_and_in_total_tokens(trees
     """Ranks wait for the slowest: the spread within a step is a fraction of that of the whole epoch."""
     lengths = make_lengths(images=3000)
     layout = Layout(trees, row_tokens=2048, turns_per_image=None, rows_per_step=8)
-    rows = plan_epochs(Everything(lengths), lengths, layout, seed=0, epochs=1)[0]
-    rows = rows[: len(rows) // 8 * 8]
+    rows = plan(lengths, layout, 0, 1)[0]
     visual = np.array([sum(int(lengths.visual[tree].max()) for tree in row) for row in rows]).reshape(-1, 8)
     total = np.array([sum(tokens_of(tree, lengths) for tree in row) for row in rows]).reshape(-1, 8)
     assert np.median(np.ptp(visual, axis=1)) < 0.15 * np.ptp(visual)
@@ -85,7 +90,7 @@ def test_rows_of_a_step_weigh_about_the_same_in_visual_and_in_total_tokens(trees
 def test_turns_per_image_draws_anew_each_epoch() -> None:
     lengths = make_lengths()
     layout = Layout(True, row_tokens=1024, turns_per_image=4, rows_per_step=4)
-    first, second = plan_epochs(Everything(lengths), lengths, layout, seed=0, epochs=2)
+    first, second = plan(lengths, layout, 0, 2)
     sizes = np.bincount(lengths.record)
     for rows in (first, second):
         assert np.array_equal(np.bincount(lengths.record[flatten(rows)]), np.minimum(sizes, 4))
@@ -95,27 +100,39 @@ def test_turns_per_image_draws_anew_each_epoch() -> None:
 def test_an_image_with_more_dialogues_than_a_row_holds_becomes_several_trees() -> None:
     lengths = Lengths(np.zeros(100, int), np.full(100, 64), np.full(100, 84), np.full(100, 50), np.ones(100, bool))
     layout = Layout(True, row_tokens=400, turns_per_image=None, rows_per_step=1)
-    rows = plan_epochs(Everything(lengths), lengths, layout, seed=0, epochs=1)[0]
+    rows = plan(lengths, layout, 0, 1)[0]
     assert sorted(flatten(rows)) == list(range(100)) and {len(tree) for row in rows for tree in row} == {6, 4}
 
 
-def test_fewer_dialogues_than_a_step_has_rows_are_refused() -> None:
+@pytest.mark.parametrize("trees", [True, False])
+def test_epochs_of_unequal_draws_have_equally_many_rows(trees: bool) -> None:
+    """Half of the dialogues, at most four of an image: how many that is changes from epoch to epoch."""
+    lengths = make_lengths(images=40)
+    layout = Layout(trees, row_tokens=400, turns_per_image=4, rows_per_step=4)
+    epochs = plan(lengths, layout, 3, 8, DataSource("x", weight=0.5))
+    assert len({len(rows) for rows in epochs}) == 1 and len({len(set(flatten(rows))) for rows in epochs}) > 1
+    assert all(np.bincount(lengths.record[sorted(set(flatten(rows)))]).max() <= 4 for rows in epochs)
+
+
+@pytest.mark.parametrize("trees", [True, False])
+def test_too_little_data_is_refused(trees: bool) -> None:
     lengths = make_lengths(images=2)
-    layout = Layout(True, row_tokens=1024, turns_per_image=1, rows_per_step=8)
-    with pytest.raises(InputError, match=r"cannot fill a step of 8 rows; lower per_device_train_batch_size"):
-        plan_epochs(Everything(lengths), lengths, layout, seed=0, epochs=1)
+    with pytest.raises(InputError, match=r"too few dialogues for a step of 8 rows; lower per_device_train_batch_size"):
+        plan(lengths, Layout(trees, row_tokens=1024, turns_per_image=1, rows_per_step=8))
+    for source in (DataSource("x", weight=0.001), DataSource("x", caps={"counting": 0})):
+        with pytest.raises(InputError, match="weights and caps leave no dialogue"):
+            plan(lengths, Layout(trees, row_tokens=1024, turns_per_image=1, rows_per_step=1), source=source)
 
 
-def test_the_sampler_walks_the_plan_of_its_epoch(data: Path) -> None:
+def test_rows_are_those_of_their_epoch(data: Path) -> None:
     table = read_mixture([DataSource(str(data))], "train")
     epochs = [[[np.array([0, 1])], [np.array([2])]], [[np.array([3])], [np.array([0]), np.array([5, 4])]]]
     rows = PlannedRows(table, epochs, trees=True)
-    sampler = EpochSampler(rows)
     names = table["id"].to_pylist()
     for epoch, expected in ((0, [[[0, 1]], [[2]]]), (1, [[[3]], [[0], [5, 4]]]), (2, [[[0, 1]], [[2]]])):
-        sampler.set_epoch(epoch)
-        got = [[[names.index(dialogue["id"]) for dialogue in tree] for tree in rows[i]] for i in sampler]
-        assert got == expected and len(sampler) == 2
+        rows.set_epoch(epoch)
+        got = [[[names.index(dialogue["id"]) for dialogue in tree] for tree in rows[i]] for i in range(len(rows))]
+        assert got == expected
 
 
 @pytest.mark.parametrize("ops", [[], ["crop:72", "resize:120"]])
@@ -175,8 +192,10 @@ def test_what_no_row_can_hold_is_left_out_by_name(tiny: Path, odd: Path) -> None
     }
     flat = find_left_out(lengths, Layout(False, 120, None, 1))
     assert [item.reason for item in flat] == ["no answer"]
-    with pytest.raises(InputError, match=r"every dialogue is left out .* raise max_tokens_per_row"):
-        plan_epochs(Everything(lengths), lengths, Layout(True, 5, None, 1), 0, 1)
+    with pytest.raises(
+        InputError, match=r"every dialogue is left out: 1 no answer .*; \d image longer than a row \(raise"
+    ):
+        plan(lengths, Layout(True, 5, None, 1))
 
 
 @pytest.mark.parametrize("trees", ["true", "false"])
@@ -189,9 +208,9 @@ def test_odd_data_trains_and_reports_what_it_leaves_out(trees: str, tiny: Path, 
     )  # fmt: skip
     left_out = [json.loads(line) for line in (tmp_path / "out/left_out.jsonl").read_text().splitlines()]
     assert {"id": "small.png:2", "images": ["small.png"], "reason": "no answer"} in left_out
-    assert "left out: no answer 1 (such as small.png)" in output
+    assert "train left out: no answer 1 (such as small.png)" in output
     if trees == "true":
-        assert "left out: image longer than a row 1 (such as huge.png)" in output and len(left_out) == 3
+        assert "train left out: image longer than a row 1 (such as huge.png)" in output and len(left_out) == 3
     losses = [
         entry["loss"] for entry in json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"][:3]
     ]
@@ -260,7 +279,7 @@ def test_a_mixture_in_yaml_trains(trees: str, tiny: Path, data: Path, odd: Path,
         f"data:\n  - {{path: {data}, weight: 0.3, caps: {{identification: 20}}}}\n  - {{path: {odd}}}\n"
     )
     output = run_script(LORA, "--config", config)
-    assert "Done:" in output and "left out: no answer 1" in output
+    assert "Done:" in output and "train left out: no answer 1" in output
 
 
 def test_padding_and_batches_of_unequal_rows(tiny: Path, data: Path) -> None:

@@ -24,6 +24,7 @@ from sarlang_sft.release import sample_inputs
 from sarlang_sft.training import (
     DataArguments,
     ModelArguments,
+    Plan,
     TrainArguments,
     build_trainer,
     make_collator,
@@ -62,7 +63,7 @@ def single(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("single") / "lora"
     output = run_script(LORA, *common(tiny, data, out, 4))
     assert "language_model  adapted" in output and "vision_tower    frozen" in output
-    assert "attention: language model SDPA, vision tower SDPA" in output and "image trees: " in output
+    assert "attention: language model SDPA, vision tower SDPA" in output and "train image trees: " in output
     return out
 
 
@@ -170,7 +171,8 @@ def test_without_arguments_the_missing_sample_and_base_are_made(tmp_path: Path) 
         (["--packing", "true"], "packing and padding_free"),
         (["--attn_implementation", "eager"], "attn_implementation eager: adds a boolean mask"),
         (["--turns_per_image", "0"], "turns_per_image 0: must be at least 1"),
-        (["--max_tokens_per_row", "20"], "raise max_tokens_per_row or lower max_pixels"),
+        (["--max_tokens_per_row", "20"], "image longer than a row (raise max_tokens_per_row, or lower max_pixels"),
+        (["--average_tokens_across_devices", "false"], "average_tokens_across_devices: must stay on"),
         (["--loss_weighting", "image"], "loss_weighting `image`: choose token or answer"),
         (["--lora_alpha", "-1"], "lora_alpha -1"),
         (["--resume_from_checkpoint", "missing"], "resume_from_checkpoint missing: no such folder"),
@@ -230,20 +232,33 @@ def test_the_adapter_loads_with_plain_peft_and_every_layer_has_moved(single: Pat
     assert sum("lora_B" in name and bool(p.abs().sum() > 0) for name, p in tuned.named_parameters()) == 3 * 7
 
 
-def test_resumed_in_the_middle_of_an_epoch_equals_uninterrupted(tiny: Path, data: Path, tmp_path: Path) -> None:
-    """Rows come from the plan, so that a resumed run takes those that are left, with the dialogues drawn for them."""
-    words = common(tiny, data, tmp_path / "whole", 2)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_in_the_middle_of_an_epoch_equals_uninterrupted(
+    ranks: int, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    """Rows come from the plan of their epoch: a resumed run takes those that are left, with the dialogues drawn anew
+    for it; evaluation in between changes nothing and gives one loss, however many ranks share it."""
+    words = common(tiny, data, tmp_path / "whole", 4 // ranks)
     words[words.index("--save_strategy") + 1] = "steps"
-    words[words.index("--max_steps") + 1] = 11  # an epoch has 8 steps
-    run_script(LORA, *words, "--save_steps", 5, "--lora_dropout", 0.1)
+    words[words.index("--max_steps") + 1] = 7
+    words += ["--save_steps", 5, "--lora_dropout", 0.1, "--eval_strategy", "steps", "--eval_steps", 3]
+    words += ["--per_device_eval_batch_size", 1]
+    output = torchrun(ranks, LORA, *words)
+    steps = int(re.search(r"train image trees: .* in (\d+) rows .*, 4 rows and", output)[1]) // 4
+    assert steps < 5 and 5 % steps and "val image trees" in output, "step 5 must lie within a later epoch"
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed/checkpoint-10")
+    shutil.rmtree(tmp_path / "resumed/checkpoint-7")
     words[words.index("--output_dir") + 1] = tmp_path / "resumed"
-    run_script(LORA, *words, "--save_steps", 5, "--lora_dropout", 0.1, "--resume_from_checkpoint",
-               tmp_path / "resumed/checkpoint-5")  # fmt: skip
-    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 11
+    torchrun(ranks, LORA, *words, "--resume_from_checkpoint", tmp_path / "resumed/checkpoint-5")
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 7
     ours, reference = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("resumed", "whole"))
     assert all(torch.equal(ours[key], reference[key]) for key in reference)
+    history = json.loads((tmp_path / "whole/trainer_state.json").read_text())["log_history"]
+    evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert (
+        len(evaluated) == 2
+        and 0.7 * losses(tmp_path / "whole")[-1] < evaluated[0] < 1.3 * losses(tmp_path / "whole")[0]
+    )
 
 
 @pytest.mark.parametrize("family", sorted(BACKBONES))
@@ -260,7 +275,7 @@ def test_trees_and_flat_learn_the_same_over_a_whole_training(
     results = {}
     for name, plan in plans.items():
         trees = name == "trees"
-        rows = PlannedRows(table, [plan], trees)
+        rows = Plan(PlannedRows(table, [plan], trees), None)
         training = TrainArguments(
             output_dir=str(tmp_path / name), max_steps=10, per_device_train_batch_size=1 if trees else 8,
             learning_rate=1e-3, logging_steps=1, save_strategy="no", report_to="none", gradient_checkpointing=trees,
@@ -290,11 +305,11 @@ def test_a_frozen_tower_is_left_out_of_the_graph_and_the_rest_learns_all_the_sam
         gradient_checkpointing=True,
     )  # fmt: skip
     attention = choose_attention("auto", True, on_cuda=False)
-    rows = plan_rows(processor, backbone, arguments, training)
+    plan = plan_rows(processor, backbone, arguments, training)
     collator = make_collator(processor, backbone, arguments, attention)
     model = load_weights(folder, backbone, "float32", attention.by_config())
     tuning = TuningArguments(projector=projector)
-    trainer = build_trainer(model, collator, rows, attention, tuning, arguments, training)
+    trainer = build_trainer(model, collator, plan, attention, tuning, arguments, training)
     seen = []
     for name, module in trainer.model.named_modules():
         if name.endswith(("visual.blocks.2", "vision_tower.encoder.layers.1", "vision_tower.encoder.layers.2")):

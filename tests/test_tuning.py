@@ -4,10 +4,12 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from sarlang_sft.backbones import BACKBONES, linear_modules
 from sarlang_sft.errors import InputError
+from sarlang_sft.flops import count_flops
 from sarlang_sft.tuning import (
     TuningArguments,
     check_components,
@@ -100,3 +102,28 @@ def test_what_a_mode_says_is_what_moves(tiny: Path, modes: dict[str, str], state
 def test_contradictory_modes_are_refused(modes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TuningArguments(**modes)
+
+
+def test_counted_operations_are_the_conventions_and_near_torchs_own_count(tiny: Path) -> None:
+    """4 FLOP per parameter and token under LoRA, 6 fully trained, 2 for a frozen tower, also if ZeRO-3 holds them."""
+    backbone, widths = BACKBONES["qwen2_5_vl"], (128, 320, 3, 64)  # model, feed-forward, layers, keys and values
+    layer = 2 * widths[0] * (widths[0] + widths[3]) + 3 * widths[0] * widths[1]
+    full = backbone.model_class.from_pretrained(tiny)
+    freeze_components(full, backbone, TuningArguments(language_model="full"))
+    head = full.lm_head.weight.numel()
+    count = count_flops(full, backbone)
+    assert count.per_token == 6 * 3 * layer and count.per_scored == 6 * head
+    tower = sum(p.numel() for n, p in full.model.visual.named_parameters() if p.dim() > 1 and "merger" not in n)
+    merger = sum(p.numel() for n, p in full.model.visual.merger.named_parameters() if p.dim() > 1)
+    assert count.per_image_token == 4 * 2 * tower + 2 * merger
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        full.model.language_model(torch.arange(8)[None])
+    assert counter.get_total_flops() == pytest.approx(2 * 8 * 3 * layer, rel=0.02), "but for attention scores"
+    plain = backbone.model_class.from_pretrained(tiny)
+    adapted = get_peft_model(plain, lora_config(plain, backbone, TuningArguments()))
+    count = count_flops(adapted, backbone)
+    assert count.per_token == 4 * 3 * layer and count.per_scored == 4 * head
+    for parameter in adapted.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = torch.empty(0)
+    assert count_flops(adapted, backbone) == count
