@@ -151,6 +151,7 @@ def test_real_qwen_trees_have_the_tokens_labels_and_answers_of_separate_samples(
 ) -> None:
     backbone = BACKBONES["qwen2_5_vl"]
     processor = load_processor(str(real_data / "qwen2_5_vl_7b"), backbone)
+    check_isolates_branches(str(real_data / "qwen2_5_vl_7b"))
     for layout in ("one tree", "several trees in a row"):
         check_tokens(processor, backbone, rows_of(pictures, layout))
 
