@@ -24,6 +24,7 @@ from sarlang_sft.mixture import Draw, Mixture
 Tree = np.ndarray  # (K,) row numbers of the dialogues of one image
 Row = list[Tree]
 WINDOW = 2048  # trees that are packed together: far more than share a row, far fewer than an epoch
+FLAT_LOOSENESS = 0.5  # octaves of length that count as alike
 
 
 @dataclass(frozen=True)
@@ -145,18 +146,21 @@ def fill_to(rows: list[Row], count: int, layout: Layout) -> list[Row]:
 def arrange(rows: list[Row], lengths: Lengths, layout: Layout, rng: np.random.Generator) -> list[Row]:
     """Order rows so that those of one step resemble each other in visual and in total tokens.
 
-    Rows are sorted within windows of the shuffled order, cut into steps, and the steps shuffled.
+    Rows are sorted within windows of the shuffled order, cut into steps, and the steps shuffled. Flat rows are sorted
+    loosely: answers of one length are often of one kind, and steps that hold one class each teach badly.
     """
-    size = layout.rows_per_step
-    weight = [
-        (sum(int(lengths.visual[tree[0]]) for tree in row), sum(tokens_of(tree, lengths) for tree in row))
-        for row in rows
-    ]
-    order = rng.permutation(len(rows)).tolist()
+    visual = np.array([sum(int(lengths.visual[tree[0]]) for tree in row) for row in rows])
+    total = np.array([sum(tokens_of(tree, lengths) for tree in row) for row in rows])
+    order = rng.permutation(len(rows))
+    if layout.trees:
+        weight = list(zip(visual.tolist(), total.tolist(), strict=True))
+    else:
+        weight = (np.log2(total) + rng.uniform(0, FLAT_LOOSENESS, len(rows))).tolist()
     steps: list[list[int]] = []
+    size = layout.rows_per_step
     window = size * max(1, WINDOW // size)
     for start in range(0, len(order), window):
-        ordered = sorted(order[start : start + window], key=lambda number: weight[number])
+        ordered = sorted(order[start : start + window].tolist(), key=lambda number: weight[number])
         steps += [ordered[place : place + size] for place in range(0, len(ordered), size)]
     return [rows[number] for step in rng.permutation(len(steps)) for number in steps[step]]
 
