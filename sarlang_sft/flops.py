@@ -8,10 +8,10 @@ scores are left out, and so are adapters.
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from sarlang_sft.backbones import Backbone, component_of
+from sarlang_sft.tuning import own_name, whole_shape
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the name of the GPU
 
@@ -38,11 +38,6 @@ class FlopCount:
         return self.per_token * work.tokens + self.per_image_token * work.image_tokens + self.per_scored * work.scored
 
 
-def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """Its shape; a parameter partitioned by ZeRO-3 is empty on this rank and keeps its true shape in ds_shape."""
-    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
-
-
 def count_flops(model: nn.Module, backbone: Backbone) -> FlopCount:
     """The convention applied to a model that is ready to train; base weights count, adapters do not.
 
@@ -52,7 +47,7 @@ def count_flops(model: nn.Module, backbone: Backbone) -> FlopCount:
     trains = dict.fromkeys(weights, False)
     full = dict.fromkeys(weights, False)
     for name, parameter in model.named_parameters():
-        own = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        own = own_name(name)
         part = "lm_head" if own.startswith("lm_head") else component_of(own, backbone)
         trains[part] |= parameter.requires_grad
         if "lora_" in own:

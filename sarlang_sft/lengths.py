@@ -40,7 +40,7 @@ class Lengths:
 def measure(table: pa.Table, processor: ProcessorMixin, backbone: Backbone, image_ops: list[str]) -> Lengths:
     """Count the tokens of every dialogue of `read_mixture`; equal texts are counted once.
 
-    The length of an image is that of the first image's size for each of its images (pairs are of one size).
+    Every image of a record counts with the size of the first, the only one that a record stores.
     """
     turns = table["turns"].to_pylist()
     images = np.array([len(names) for names in table["images"].to_pylist()], dtype=np.int64)

@@ -149,11 +149,11 @@ def arrange(rows: list[Row], lengths: Lengths, layout: Layout, rng: np.random.Ge
     Rows are sorted within windows of the shuffled order, cut into steps, and the steps shuffled. Flat rows are sorted
     loosely: answers of one length are often of one kind, and steps that hold one class each teach badly.
     """
-    visual = np.array([sum(int(lengths.visual[tree[0]]) for tree in row) for row in rows])
-    total = np.array([sum(tokens_of(tree, lengths) for tree in row) for row in rows])
+    total = [sum(tokens_of(tree, lengths) for tree in row) for row in rows]
     order = rng.permutation(len(rows))
     if layout.trees:
-        weight = list(zip(visual.tolist(), total.tolist(), strict=True))
+        visual = [sum(int(lengths.visual[tree[0]]) for tree in row) for row in rows]
+        weight = list(zip(visual, total, strict=True))
     else:
         weight = (np.log2(total) + rng.uniform(0, FLAT_LOOSENESS, len(rows))).tolist()
     steps: list[list[int]] = []

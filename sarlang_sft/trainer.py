@@ -20,15 +20,19 @@ from sarlang_sft.trees import PADDING
 Batch = dict[str, torch.Tensor]
 
 
+def _first_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """(B, L) bool: the first supervised token of every answer."""
+    first = labels != IGNORED
+    first[:, 1:] &= labels[:, :-1] == IGNORED
+    return first
+
+
 def answers(labels: torch.Tensor) -> torch.Tensor:
     """Number the answers of a batch: (B, L) int64, 1, 2, ... on supervised tokens, 0 elsewhere.
 
     An answer is a run of supervised tokens; questions, trunks and padding lie between them.
     """
-    kept = labels != IGNORED
-    starts = kept.clone()
-    starts[:, 1:] &= ~kept[:, :-1]
-    return starts.flatten().cumsum(0).view_as(labels) * kept
+    return _first_tokens(labels).flatten().cumsum(0).view_as(labels) * (labels != IGNORED)
 
 
 def answer_weights(labels: torch.Tensor) -> torch.Tensor:
@@ -119,7 +123,8 @@ class DialogueTrainer(SFTTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | int | None:
         """What the loss of a step is divided by: supervised tokens, or answers, of all batches and ranks."""
         if self.args.loss_weighting == "answer":
-            batch_samples = [{"labels": _one_label_per_answer(batch["labels"])} for batch in batch_samples]
+            firsts = [_first_tokens(batch["labels"]) for batch in batch_samples]
+            batch_samples = [{"labels": torch.where(first, 0, IGNORED)} for first in firsts]
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(
@@ -134,14 +139,14 @@ class DialogueTrainer(SFTTrainer):
         In evaluation it is divided by those of the batch: the evaluation loss is the mean of its batches' means.
         """
         if return_outputs:
-            raise NotImplementedError("only the loss is computed; generate answers with eval/generate.py")
+            raise ValueError("return_outputs: only the loss is computed; eval/generate.py writes answers")
         outputs = model(**inputs, fused_lm_head=True, use_cache=False)
         losses, labels = -outputs.log_probs, inputs["labels"]
         if self.args.loss_weighting == "answer":
             losses = losses * answer_weights(labels)[:, 1:]
         if num_items_in_batch is None:  # evaluation
-            counted = _one_label_per_answer(labels) if self.args.loss_weighting == "answer" else labels
-            return losses.sum() / (counted[:, 1:] != IGNORED).sum().clamp(min=1)
+            counted = _first_tokens(labels) if self.args.loss_weighting == "answer" else labels != IGNORED
+            return losses.sum() / counted[:, 1:].sum().clamp(min=1)
         ranks = self.accelerator.num_processes  # whose gradients are averaged
         return losses.sum() / num_items_in_batch.clamp(min=1) * ranks
 
@@ -174,9 +179,3 @@ class DialogueTrainer(SFTTrainer):
             if name in gpu:
                 speed["mfu"] = round(flops / seconds / peak / len(ranks), 4)
         return speed
-
-
-def _one_label_per_answer(labels: torch.Tensor) -> torch.Tensor:
-    kept = labels != IGNORED
-    kept[:, 1:] &= labels[:, :-1] == IGNORED
-    return torch.where(kept, labels, IGNORED)

@@ -1,5 +1,6 @@
 """What trains and what does not: component modes, LoRA targets, and the table that proves them."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -119,7 +120,7 @@ def run_frozen_without_gradient(model: nn.Module, backbone: Backbone) -> None:
     tower = {
         name: module
         for name, module in model.named_modules()
-        if _own_name(name).startswith(prefixes) and component_of(_own_name(name), backbone) == "vision_tower"
+        if own_name(name).startswith(prefixes) and component_of(own_name(name), backbone) == "vision_tower"
     }
     if any(parameter.requires_grad for module in tower.values() for parameter in module.parameters(recurse=False)):
         return
@@ -147,18 +148,22 @@ def _run_without_gradient(module: nn.Module) -> None:
     module.register_forward_hook(restore, always_call=True)
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str) -> str:
     """The backbone's name of a parameter that PEFT wrapped."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Its shape; a parameter partitioned by ZeRO-3 is empty on this rank and keeps its true shape in ds_shape."""
+    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
 
 
 def count_components(model: nn.Module, backbone: Backbone) -> list[ComponentCount]:
     """Count parameters per component, of a plain or a PEFT model, whole or partitioned by ZeRO-3."""
     counts = {component: [0, 0, 0] for component in COMPONENTS}
     for name, parameter in model.named_parameters():
-        count = counts[component_of(_own_name(name), backbone)]
-        # A parameter partitioned by ZeRO-3 is empty on this rank and keeps its true size in ds_numel.
-        size = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
+        count = counts[component_of(own_name(name), backbone)]
+        size = math.prod(whole_shape(parameter))
         count["lora_" in name] += size
         count[2] += size * parameter.requires_grad
     return [ComponentCount(component, *count) for component, count in counts.items()]
