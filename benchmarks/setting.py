@@ -31,11 +31,13 @@ from transformers import (
 )
 from trl.chat_template_utils import qwen2_5_vl_chat_template
 
-from sarlang_sft.backbones import BACKBONES, LLAVA_TEMPLATE, QWEN_SPECIAL_TOKENS, Backbone
+from sarlang_sft.backbones import BACKBONES, Backbone
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.records import write_data_folder
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.templates import VICUNA
+from sarlang_sft.tiny import QWEN_SPECIAL_TOKENS
 
 SIDE = 448  # pixels: 256 image tokens of Qwen2.5-VL
 
@@ -121,7 +123,7 @@ def make_processor(shape: str, texts: list[str], real: Path | None) -> Processor
         )  # fmt: skip
         return LlavaProcessor(
             CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}), tokenizer,
-            patch_size=14, vision_feature_select_strategy="default", chat_template=LLAVA_TEMPLATE,
+            patch_size=14, vision_feature_select_strategy="default", chat_template=VICUNA,
             num_additional_image_tokens=1,
         )  # fmt: skip
     backend = tokenizer.backend_tokenizer

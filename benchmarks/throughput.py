@@ -27,15 +27,17 @@ from trl import SFTConfig, SFTTrainer
 sys.path.insert(0, str(Path(__file__).parent))
 import setting
 
+from sarlang_sft.adapters import lora_config
 from sarlang_sft.attention import FLEX, choose_attention
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, count_flops
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.packing import PlannedRows
+from sarlang_sft.trainable import choose_trainable, freeze_all_but, run_frozen_without_gradient
 from sarlang_sft.trainer import DialogueTrainer, Meter
 from sarlang_sft.training import TrainArguments
 from sarlang_sft.trees import TreeCollator
-from sarlang_sft.tuning import TuningArguments, freeze_components, lora_config, run_frozen_without_gradient
+from sarlang_sft.tuning import TuningArguments
 
 PATHS = ("trl_stock", "flat", "trees")
 
@@ -101,14 +103,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     table = read_mixture([DataSource(str(data))], "train")
     processor = setting.make_processor(options.shape, setting.texts_of(data), options.real_processor)
     on_cuda = torch.cuda.is_available()
-    attention = choose_attention("auto", options.path == "trees", on_cuda)
+    attention = choose_attention("auto", options.path == "trees", on_cuda, half=on_cuda)
     dtype = torch.bfloat16 if on_cuda else torch.float32
     kernels = "sdpa" if options.path == "trl_stock" else attention.by_config()
     model, backbone = setting.make_model(options.shape, processor, kernels, dtype)
     tuning = TuningArguments(language_model=options.tuning)
-    adapters = lora_config(model, backbone, tuning)
+    trainable = choose_trainable(model, backbone, tuning)
+    adapters = lora_config(model, backbone, trainable, tuning)
     if adapters is None:
-        freeze_components(model, backbone, tuning)
+        freeze_all_but(model, trainable)
     ends = Ends()
     common = {"model": model, "processing_class": processor, "peft_config": adapters, "callbacks": [ends]}
     batch = min(options.batch, options.images_per_step * turns)

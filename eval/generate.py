@@ -39,25 +39,31 @@ class GenerateArguments:
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer."})
     dtype: str = field(default="auto", metadata={"help": "bfloat16, float16, float32, or as stored (auto)."})
     max_pixels: int | None = field(default=None, metadata={"help": "Pixel budget; default: the processor's own."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the language model as QLoRA does."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Quantise the language model to 8-bit integers."})
 
 
 def main() -> None:
     (args,) = parse_arguments([GenerateArguments], __doc__)
     if args.batch_size < 1 or args.max_new_tokens < 1:
         raise InputError("--batch_size and --max_new_tokens must be at least 1")
+    if args.load_in_4bit and args.load_in_8bit:
+        raise InputError("--load_in_4bit and --load_in_8bit: choose one of them")
+    bits = 4 if args.load_in_4bit else 8 if args.load_in_8bit else 0
     image_root = image_root_of(Path(args.data), args.image_root)
     questions = read_questions(Path(args.data), args.split, args.subsets, args.tasks, args.limit)
     if args.exchange_images:
         questions = exchange_images(questions)
     path = Path(args.out) / f"{args.name}.jsonl"
     made_with = ("model", "adapter", "data", "split", "exchange_images", "max_new_tokens", "dtype", "max_pixels")
-    keep_settings(path, {name: vars(args)[name] for name in made_with})
-    tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels)
-    count, unreadable = predict_to_file(
+    keep_settings(path, {name: vars(args)[name] for name in made_with} | {"bits": bits})
+    tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels, bits)
+    count, unusable = predict_to_file(
         tuned, questions, image_root, path, args.batch_size, args.max_new_tokens, args.shared_trunk
     )
-    if unreadable:
-        print(f"{len(unreadable)} images cannot be read, their questions stay unanswered: {unreadable[0]} ...")
+    if unusable:
+        name, why = next(iter(unusable.items()))
+        print(f"{len(unusable)} images or questions stay unanswered, such as {name}: {why}")
     print(f"{count} answers written, {len(questions)} in all: {path}")
 
 

@@ -5,14 +5,14 @@
         --data data/sarlang --output_dir runs/qwen_3b_full --deepspeed deepspeed_configs/zero3.json
 
 Dialogues of an image share its tokens (image trees, docs/image_trees.md; `--image_trees false` is the flat path).
-The loss is on the answers only. The language model trains; `--projector full` and `--vision_tower full` add theirs.
-The model, its processor and its image operations land in `output_dir`.
+The loss is on the answers only. The language model trains; `--projector full` and `--vision_tower full` add theirs,
+`--tuning full` both (docs/tuning.md). The model, its processor and its image operations land in `output_dir`.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sarlang_sft.backbones import find_backbone, load_processor, load_weights
+from sarlang_sft.backbones import build_skeleton, find_backbone, load_processor, load_weights
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.training import (
@@ -25,9 +25,10 @@ from sarlang_sft.training import (
     make_missing_inputs,
     plan_rows,
     prepare_attention,
+    prepare_tuning,
     save_result,
 )
-from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.tuning import TUNINGS, TuningArguments
 
 DEMO = Path(__file__).parent / "configs" / "demo_base.yaml"
 
@@ -45,7 +46,7 @@ class FullModelArguments(ModelArguments):
 class FullTuningArguments(TuningArguments):
     """How each component is tuned; here the language model in full by default."""
 
-    language_model: str = field(default="full", metadata={"help": "frozen, lora or full"})
+    tuning: str = field(default="language_model", metadata={"help": f"A named way to tune: {', '.join(TUNINGS)}."})
 
 
 def main() -> None:
@@ -53,15 +54,19 @@ def main() -> None:
     model_args, tuning, data, training = parse_arguments(arguments, __doc__, DEMO)
     make_missing_inputs(model_args, data, training)
 
-    backbone = find_backbone(model_args.model_name_or_path)
+    backbone = find_backbone(model_args.model_name_or_path, recipes="qwen")
     processor = load_processor(model_args.model_name_or_path, backbone, data.max_pixels)
+    skeleton = build_skeleton(model_args.model_name_or_path, backbone, training.hf_deepspeed_config)
     attention = prepare_attention(model_args, data, training)
-    plan = plan_rows(processor, backbone, data, training)
+    trainable, quantisation = prepare_tuning(skeleton, backbone, model_args, tuning, training)
+    plan = plan_rows(processor, backbone, skeleton.config, data, training)
     collator = make_collator(processor, backbone, data, attention)
     check_supervision(collator, plan.train)
 
-    model = load_weights(model_args.model_name_or_path, backbone, model_args.dtype, attention.by_config())
-    trainer = build_trainer(model, collator, plan, attention, tuning, data, training)
+    model = load_weights(
+        model_args.model_name_or_path, backbone, model_args.dtype, attention.by_config(), quantisation
+    )
+    trainer = build_trainer(model, collator, plan, attention, trainable, tuning, data, training)
     result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     save_result(trainer, data, result.metrics)
 

@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.trees import TRUNK
@@ -18,8 +18,21 @@ FLEX = "image_trees"
 AttentionInterface.register(FLEX, flex_attention_forward)
 AttentionMaskInterface.register(FLEX, flex_attention_mask)
 
-NAMES = {FLEX: "FlexAttention", "sdpa": "SDPA", "flash_attention_2": "FlashAttention-2", "eager": "eager"}
-CHOICES = ("auto", "sdpa", "flex_attention", "flash_attention_2", "eager")
+NAMES = {
+    FLEX: "FlexAttention",
+    "sdpa": "SDPA",
+    "flash_attention_2": "FlashAttention-2",
+    "flash_attention_3": "FlashAttention-3",
+    "eager": "eager",
+}
+CHOICES = ("auto", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "eager")
+FLASH = {
+    "flash_attention_2": (is_flash_attn_2_available, "pip install -r requirements-gpu.txt --no-build-isolation"),
+    "flash_attention_3": (
+        is_flash_attn_3_available,
+        "pip install 'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper' --no-build-isolation",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -37,33 +50,34 @@ class Attention:
         return {"text_config": self.language_model, "vision_config": self.vision_tower}
 
 
-def choose_attention(requested: str, trees: bool, on_cuda: bool) -> Attention:
+def choose_attention(requested: str, trees: bool, on_cuda: bool, half: bool) -> Attention:
     """The kernels for a run.
 
     Args:
         requested: One of `CHOICES`. `auto` is FlexAttention (trees) or FlashAttention-2 if installed (flat) on a
             GPU, and SDPA on a CPU; the vision tower, which needs no mask, takes FlashAttention-2 wherever it is.
         trees: Whether branches must be kept apart by a mask.
+        half: Whether the model computes in 16 bits: its weights are, or `bf16` or `fp16` is on.
 
     Raises:
         InputError: The choice is unknown, cannot run here, or cannot take the mask of the trees.
     """
+    option = f"attn_implementation {requested}"
     if requested not in CHOICES:
         raise InputError(f"attn_implementation `{requested}`: choose one of {', '.join(CHOICES)}")
-    flash = on_cuda and is_flash_attn_2_available()
-    if requested == "flash_attention_2" and not flash:
-        raise InputError(
-            "attn_implementation flash_attention_2: needs an NVIDIA GPU and flash-attn; install it with "
-            "`pip install -r requirements-gpu.txt --no-build-isolation`"
-        )
+    if requested in FLASH:
+        if trees:
+            raise InputError(f"{option}: has no mask that keeps branches apart; use auto, or --image_trees false")
+        if not half:
+            raise InputError(f"{option}: computes in 16 bits only; set --dtype bfloat16 or --bf16 true, or use sdpa")
+        installed, install = FLASH[requested]
+        if not on_cuda or not installed():
+            raise InputError(f"{option}: needs an NVIDIA GPU and its package; install it with `{install}`")
     if requested == "flex_attention" and not on_cuda:
-        raise InputError("attn_implementation flex_attention: cannot train on a CPU; use sdpa")
-    if trees and requested in ("flash_attention_2", "eager"):
-        reason = {
-            "flash_attention_2": "has no mask that keeps branches apart",
-            "eager": "adds a boolean mask instead of applying it",
-        }[requested]
-        raise InputError(f"attn_implementation {requested}: {reason}; use auto, or --image_trees false")
+        raise InputError(f"{option}: cannot train on a CPU; use sdpa")
+    if trees and requested == "eager":
+        raise InputError(f"{option}: adds a boolean mask instead of applying it; use auto, or --image_trees false")
+    flash = on_cuda and half and is_flash_attn_2_available()
     tower = "flash_attention_2" if flash else "sdpa"
     if requested == "flex_attention" or (requested == "auto" and trees and on_cuda):
         return Attention(FLEX, tower)

@@ -4,60 +4,43 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from tokenizers.processors import TemplateProcessing
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoProcessor,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+    PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     ProcessorMixin,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
 )
-from trl.chat_template_utils import qwen2_5_vl_chat_template, qwen2_5_vl_training_chat_template
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sarlang_sft import boxes, templates, tiny
+from sarlang_sft.boxes import BoxConvention, Frame
 from sarlang_sft.errors import InputError
 
-QWEN_SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
-
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-
-# LLaVA-1.5's chat as its released template renders it, and the stop token after every answer, which that template
-# leaves out: without it a tuned model never stops.
-LLAVA_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}"
-    "{{- 'USER: ' -}}"
-    "{%- for part in message['content'] if part['type'] == 'image' -%}{{- '<image>\n' -}}{%- endfor -%}"
-    "{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] + ' ' -}}{%- endfor -%}"
-    "{%- else -%}"
-    "{{- 'ASSISTANT:' -}}{%- generation -%}{{- ' ' -}}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
-    "{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}"
-    "{%- endif -%}{{- eos_token -}}{%- endgeneration -%}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
-)
 
 
 @dataclass(frozen=True)
@@ -66,23 +49,29 @@ class Backbone:
 
     Attributes:
         model_class: Its transformers class.
+        recipes: The recipes that tune it: `qwen` or `llava`.
         components: Module prefixes of the vision tower, the projector and the language model. A module belongs to the
             component with the longest prefix that fits it.
+        unused: Prefixes of the modules that the configured model never runs: they get no gradient.
         never_adapt: Modules that must never get an adapter, by the end of their name.
-        training_template: The family's chat template with generation markers around what is supervised.
+        training_templates: Chat templates of its released models with generation markers around what is supervised.
         image_token: The placeholder that the processor repeats for every image token.
-        box_convention: `absolute` pixels after the resize, `0-1000`, or `0-1`.
+        box_convention: How it writes boxes.
+        frame: The picture that its processor makes of an image of (width, height) pixels.
         patches_per_image_token: Patches of the vision tower behind one image token.
         positions: Position ids of a sequence that starts with its images, see `text_positions`.
         build_tiny: Writes a tiny model of the family with random weights and its processor to a folder.
     """
 
     model_class: type[PreTrainedModel]
+    recipes: str
     components: dict[str, tuple[str, ...]]
+    unused: Callable[[PretrainedConfig], tuple[str, ...]]
     never_adapt: tuple[str, ...]
-    training_template: str
+    training_templates: tuple[str, ...]
     image_token: str
-    box_convention: str
+    box_convention: BoxConvention
+    frame: Callable[[ProcessorMixin, int, int], Frame]
     patches_per_image_token: int
     positions: Callable[[ProcessorMixin, torch.Tensor, torch.Tensor | None], torch.Tensor]
     build_tiny: Callable[[Path, list[str], int], None]
@@ -123,129 +112,157 @@ def mrope_positions(processor: ProcessorMixin, ids: torch.Tensor, grids: torch.T
     return torch.cat(pieces, dim=1)
 
 
-def _train_tokenizer(texts: list[str], chat: list[str], special_tokens: tuple[str, ...]) -> Qwen2Tokenizer:
-    """A byte-level tokenizer that knows the words of the texts, and each piece of the chat template as one token."""
-    # The template's own words stand in every sample: as frequent as a text, each becomes one token.
-    return Qwen2Tokenizer().train_new_from_iterator(
-        texts + chat * len(texts), vocab_size=1024, new_special_tokens=list(special_tokens), show_progress=False
-    )
+def smart_resized(processor: ProcessorMixin, width: int, height: int) -> Frame:
+    """Qwen-VL: the nearest multiples of the pixels behind a token, within the pixel budget."""
+    images = processor.image_processor
+    factor = images.patch_size * images.merge_size
+    size = smart_resize(height, width, factor, images.size["shortest_edge"], images.size["longest_edge"])
+    return Frame.of(width, height).resized(size[1], size[0])
 
 
-def build_tiny_qwen2_5_vl(out: Path, texts: list[str], seed: int) -> None:
-    """Write a Qwen2.5-VL of about a million random parameters with 12-pixel patches; `texts` train its tokenizer.
-
-    Weights start at a standard deviation near 1 / sqrt(width): the family's 0.02 suits widths of thousands and lets a
-    model of width 128 learn several times slower.
-    """
-    chat = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
-    tokenizer = _train_tokenizer(texts, chat, QWEN_SPECIAL_TOKENS)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN_SPECIAL_TOKENS}
-    tokenizer.eos_token = "<|im_end|>"
-    limits = {"shortest_edge": 48 * 48, "longest_edge": 288 * 288}
-    image_processor = Qwen2VLImageProcessor(patch_size=12, merge_size=2, temporal_patch_size=2, size=limits)
-    video_processor = Qwen2VLVideoProcessor(patch_size=12, merge_size=2, temporal_patch_size=2, size=limits)
-    processor = Qwen2_5_VLProcessor(image_processor, tokenizer, video_processor, qwen2_5_vl_chat_template)
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
-            "initializer_range": 0.07,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
-        },
-        vision_config={
-            "depth": 3, "hidden_size": 96, "intermediate_size": 240, "num_heads": 4, "patch_size": 12,
-            "window_size": 96, "fullatt_block_indexes": [1, 2], "out_hidden_size": 128, "tokens_per_second": 2,
-            "initializer_range": 0.07,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+def central_square(processor: ProcessorMixin, width: int, height: int) -> Frame:
+    """LLaVA-1.5: the short side resized, the ends of the long side cut off."""
+    side, crop = processor.image_processor.size["shortest_edge"], processor.image_processor.crop_size
+    scale = side / min(width, height)
+    resized = Frame.of(width, height).resized(int(scale * width), int(scale * height))
+    return resized.centred(crop["width"], crop["height"])
 
 
-def build_tiny_llava(out: Path, texts: list[str], seed: int) -> None:
-    """Write a LLaVA-1.5 of about a million random parameters: 12-pixel patches of 96-pixel images, 64 tokens each."""
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    trained = _train_tokenizer(texts, ["USER: ", "ASSISTANT:"], (*special.values(), "<image>"))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=trained.backend_tokenizer, extra_special_tokens={"image_token": "<image>"}, **special
-    )
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
-    begin = [("<s>", ids["bos_token"])]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=begin)
-    image_processor = CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
-    processor = LlavaProcessor(
-        image_processor, tokenizer, patch_size=12, vision_feature_select_strategy="default",
-        chat_template=LLAVA_TEMPLATE, num_additional_image_tokens=1,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=96, intermediate_size=240, num_hidden_layers=3, num_attention_heads=4, image_size=96,
-            patch_size=12, projection_dim=96,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=3,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096, initializer_range=0.07,
-            **{f"{name}_id": value for name, value in ids.items()},
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=64,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids["eos_token"]
-    model.generation_config.pad_token_id = ids["pad_token"]
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+def whole_image(processor: ProcessorMixin, width: int, height: int) -> Frame:
+    """Families that show the whole image and its tiles."""
+    return Frame.of(width, height)
 
+
+def nothing_unused(config: PretrainedConfig) -> tuple[str, ...]:
+    """Families that run all of their modules."""
+    return ()
+
+
+def behind_the_features(config: PretrainedConfig) -> tuple[str, ...]:
+    """LLaVA takes its image features in front of the tower's last norm, most models also of its last layer."""
+    layers = config.vision_config.num_hidden_layers
+    features = config.vision_feature_layer
+    last = max(layer % (layers + 1) for layer in ([features] if isinstance(features, int) else features))
+    behind = [f"model.vision_tower.encoder.layers.{layer}" for layer in range(last, layers)]
+    return (*behind, "model.vision_tower.post_layernorm", "model.vision_tower.head")
+
+
+_QWEN = {
+    "vision_tower": ("model.visual",),
+    "projector": ("model.visual.merger",),
+    "language_model": ("model.language_model", "lm_head"),
+}
+_LLAVA = {
+    "vision_tower": ("model.vision_tower",),
+    "projector": ("model.multi_modal_projector",),
+    "language_model": ("model.language_model", "lm_head"),
+}
+# One vector that ends every row of image tokens: an embedding, so it goes with the language model.
+_LLAVA_TILED = {**_LLAVA, "language_model": (*_LLAVA["language_model"], "model.image_newline")}
 
 BACKBONES = {
-    "qwen2_5_vl": Backbone(
-        model_class=Qwen2_5_VLForConditionalGeneration,
-        components={
-            "vision_tower": ("model.visual",),
-            "projector": ("model.visual.merger",),
-            "language_model": ("model.language_model", "lm_head"),
-        },
+    "qwen2_vl": Backbone(
+        model_class=Qwen2VLForConditionalGeneration,
+        recipes="qwen",
+        components=_QWEN,
+        unused=nothing_unused,
         never_adapt=("lm_head", "embed_tokens"),
-        training_template=qwen2_5_vl_training_chat_template,
+        training_templates=templates.QWEN2_VL,
         image_token="<|image_pad|>",
-        box_convention="absolute",
+        box_convention=boxes.QWEN2_VL,
+        frame=smart_resized,
         patches_per_image_token=4,
         positions=mrope_positions,
-        build_tiny=build_tiny_qwen2_5_vl,
+        build_tiny=tiny.build_tiny_qwen2_vl,
+    ),
+    "qwen2_5_vl": Backbone(
+        model_class=Qwen2_5_VLForConditionalGeneration,
+        recipes="qwen",
+        components=_QWEN,
+        unused=nothing_unused,
+        never_adapt=("lm_head", "embed_tokens"),
+        training_templates=templates.QWEN2_5_VL,
+        image_token="<|image_pad|>",
+        box_convention=boxes.PIXELS,
+        frame=smart_resized,
+        patches_per_image_token=4,
+        positions=mrope_positions,
+        build_tiny=tiny.build_tiny_qwen2_5_vl,
+    ),
+    "qwen3_vl": Backbone(
+        model_class=Qwen3VLForConditionalGeneration,
+        recipes="qwen",
+        components={**_QWEN, "projector": ("model.visual.merger", "model.visual.deepstack_merger_list")},
+        unused=nothing_unused,
+        never_adapt=("lm_head", "embed_tokens"),
+        training_templates=templates.QWEN3_VL,
+        image_token="<|image_pad|>",
+        box_convention=boxes.THOUSANDTHS,
+        frame=smart_resized,
+        patches_per_image_token=4,
+        positions=mrope_positions,
+        build_tiny=tiny.build_tiny_qwen3_vl,
     ),
     "llava": Backbone(
         model_class=LlavaForConditionalGeneration,
-        components={
-            "vision_tower": ("model.vision_tower",),
-            "projector": ("model.multi_modal_projector",),
-            "language_model": ("model.language_model", "lm_head"),
-        },
+        recipes="llava",
+        components=_LLAVA,
+        unused=behind_the_features,
         never_adapt=("lm_head", "embed_tokens"),
-        training_template=LLAVA_TEMPLATE,
+        training_templates=templates.LLAVA,
         image_token="<image>",
-        box_convention="0-1",
+        box_convention=boxes.FRACTIONS,
+        frame=central_square,
         patches_per_image_token=1,
         positions=text_positions,
-        build_tiny=build_tiny_llava,
+        build_tiny=tiny.build_tiny_llava,
+    ),
+    "llava_next": Backbone(
+        model_class=LlavaNextForConditionalGeneration,
+        recipes="llava",
+        components=_LLAVA_TILED,
+        unused=behind_the_features,
+        never_adapt=("lm_head", "embed_tokens"),
+        training_templates=templates.LLAVA_NEXT,
+        image_token="<image>",
+        box_convention=boxes.FRACTIONS,
+        frame=whole_image,
+        patches_per_image_token=1,
+        positions=text_positions,
+        build_tiny=tiny.build_tiny_llava_next,
+    ),
+    "llava_onevision": Backbone(
+        model_class=LlavaOnevisionForConditionalGeneration,
+        recipes="llava",
+        components=_LLAVA_TILED,
+        unused=behind_the_features,
+        never_adapt=("lm_head", "embed_tokens"),
+        training_templates=templates.LLAVA_ONEVISION,
+        image_token="<image>",
+        box_convention=boxes.FRACTIONS,
+        frame=whole_image,
+        patches_per_image_token=1,
+        positions=text_positions,
+        build_tiny=tiny.build_tiny_llava_onevision,
     ),
 }
 
+REFUSED = {
+    "qwen3_5": "its linear-attention layers carry a state instead of a mask, and its templates are not verified",
+    "qwen3_5_moe": "its linear-attention layers carry a state instead of a mask, and its templates are not verified",
+    "qwen3_vl_moe": "its experts are no linear layers: adapters and quantisation would pass them over",
+}
 
-def find_backbone(model_name_or_path: str) -> Backbone:
-    """The row of the model's family, read from its `config.json` alone; raises [`InputError`] if there is none."""
+
+def find_backbone(model_name_or_path: str, recipes: str | None = None) -> Backbone:
+    """The row of the model's family, read from its `config.json` alone.
+
+    Args:
+        recipes: The recipes that ask: `qwen` or `llava`.
+
+    Raises:
+        InputError: There is no model, its family has no row, or other recipes are for it.
+    """
     try:
         local = Path(model_name_or_path) / "config.json"
         path = local if Path(model_name_or_path).is_dir() else Path(hf_hub_download(model_name_or_path, "config.json"))
@@ -256,14 +273,81 @@ def find_backbone(model_name_or_path: str) -> Backbone:
             f"could give ({type(error).__name__})"
         ) from error
     if model_type not in BACKBONES:
+        why = f" ({REFUSED[model_type]})" if model_type in REFUSED else ""
         raise InputError(
-            f"model {model_name_or_path}: family `{model_type}` is not supported; supported are {', '.join(BACKBONES)}"
+            f"model {model_name_or_path}: family `{model_type}` is not supported{why}; supported are "
+            f"{', '.join(BACKBONES)}"
         )
-    return BACKBONES[model_type]
+    backbone = BACKBONES[model_type]
+    if recipes and backbone.recipes != recipes:
+        raise InputError(
+            f"model {model_name_or_path}: is a {model_type}; tune it with recipes/{backbone.recipes}_lora.py or "
+            f"recipes/{backbone.recipes}_full.py"
+        )
+    return backbone
+
+
+def build_skeleton(
+    model_name_or_path: str, backbone: Backbone, deepspeed_config: HfDeepSpeedConfig | None = None
+) -> PreTrainedModel:
+    """The model's modules without storage for their weights, from its configuration alone.
+
+    Args:
+        deepspeed_config: Of the run: transformers would partition the missing weights under ZeRO-3.
+
+    Raises:
+        InputError: A local checkpoint does not hold exactly these weights.
+    """
+    config = AutoConfig.from_pretrained(model_name_or_path)
+    unset_hf_deepspeed_config()
+    with torch.device("meta"):
+        skeleton = backbone.model_class(config)
+    if deepspeed_config:
+        set_hf_deepspeed_config(deepspeed_config)
+    if Path(model_name_or_path).is_dir():
+        wrong = _misfits(_stored_shapes(Path(model_name_or_path)), skeleton)
+        if wrong:
+            raise InputError(
+                f"model {model_name_or_path}: its checkpoint does not fit its config.json: {len(wrong)} tensors are "
+                f"missing, unknown or of another shape (such as {min(wrong)}); it may belong to another model"
+            )
+    return skeleton
+
+
+def _stored_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Shapes of the tensors in a checkpoint, from the headers of its safetensors files."""
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                shapes |= {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"model {folder}: {path.name} is no whole safetensors file: {error}") from error
+    return shapes
+
+
+def _misfits(stored: dict[str, torch.Size], skeleton: PreTrainedModel) -> set[str]:
+    """Module names of tensors that are missing, unknown or of another shape; checkpoints use hub names."""
+    conversions = get_model_conversion_mapping(skeleton)
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    converters = [one for one in conversions if isinstance(one, WeightConverter)]
+    state = skeleton.state_dict()
+    found = {
+        rename_source_key(key, renamings, converters, skeleton.base_model_prefix, state)[0]: shape
+        for key, shape in stored.items()
+    }
+    wanted = {name: tensor.shape for name, tensor in state.items()}
+    may_miss = set(skeleton.all_tied_weights_keys)
+    names = {name for name in wanted if name not in may_miss} | set(found)
+    return {name for name in names if found.get(name) != wanted.get(name)}
 
 
 def load_weights(
-    model_name_or_path: str, backbone: Backbone, dtype: str, attn_implementation: str | dict[str, str] = "sdpa"
+    model_name_or_path: str,
+    backbone: Backbone,
+    dtype: str,
+    attn_implementation: str | dict[str, str] = "sdpa",
+    quantization_config: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
     """The model's weights; under ZeRO-3 every rank keeps its part only.
 
@@ -277,7 +361,11 @@ def load_weights(
         raise InputError(f"dtype `{dtype}`: choose one of {', '.join(DTYPES)}")
     try:
         model, report = backbone.model_class.from_pretrained(
-            model_name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+            model_name_or_path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
+            output_loading_info=True,
         )
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model_name_or_path}: {error}") from error
@@ -298,8 +386,8 @@ def load_processor(model_name_or_path: str, backbone: Backbone, max_pixels: int 
         max_pixels: Upper bound of width x height after the resize; None keeps the processor's own.
 
     Raises:
-        InputError: The folder has no processor, the family has no pixel budget, or its chat template asks in other
-            words than the family's training template, so that a released model would be asked otherwise.
+        InputError: The folder has no processor, the family has no pixel budget, or none of its templates is the
+            model's own.
     """
     try:
         processor = AutoProcessor.from_pretrained(model_name_or_path)
@@ -317,19 +405,35 @@ def load_processor(model_name_or_path: str, backbone: Backbone, max_pixels: int 
         if max_pixels < smallest:
             raise InputError(f"max_pixels {max_pixels}: below the processor's smallest image of {smallest} pixels")
         processor.image_processor.size["longest_edge"] = max_pixels
-    probe = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}]
-    own, ours = (
-        processor.tokenizer.apply_chat_template(
-            probe, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-        for template in (processor.chat_template, backbone.training_template)
-    )
-    if own != ours:
-        raise InputError(
-            f"model {model_name_or_path}: its chat template differs from the family's; restore the "
-            "original chat_template of the model"
-        )
+    if not processor.chat_template:
+        raise InputError(f"model {model_name_or_path}: has no chat template; restore the model's own chat_template")
+    try:
+        training_template(processor, backbone)
+    except ValueError as error:
+        raise InputError(f"model {model_name_or_path}: {error}") from error
     return processor
+
+
+def training_template(processor: ProcessorMixin, backbone: Backbone) -> str:
+    """The family's template that asks in the words of the model's own: otherwise a released model is asked otherwise.
+
+    Raises:
+        ValueError: None of them does.
+    """
+    return _training_template(processor.chat_template, backbone.training_templates)
+
+
+@cache
+def _training_template(own: str, ours: tuple[str, ...]) -> str:
+    probe = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}]
+    [wanted], _ = render_jinja_template([probe], chat_template=own, add_generation_prompt=True)
+    for template in ours:
+        [asked], _ = render_jinja_template([probe], chat_template=template, add_generation_prompt=True)
+        if asked == wanted:
+            return template
+    raise ValueError(
+        "its chat template asks in other words than its family's; restore the original chat_template of the model"
+    )
 
 
 def component_of(name: str, backbone: Backbone) -> str:

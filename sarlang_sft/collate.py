@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sarlang_sft.backbones import Backbone
+from sarlang_sft.backbones import Backbone, training_template
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_picture
@@ -49,9 +49,8 @@ def render(
 ) -> tuple[list[str], list[list[tuple[int, int]]]]:
     """Conversations as text by the family's training template, and the character spans of what is supervised."""
     special = processor.tokenizer.special_tokens_map
-    return render_jinja_template(
-        conversations, chat_template=backbone.training_template, return_assistant_tokens_mask=True, **special
-    )
+    template = training_template(processor, backbone)
+    return render_jinja_template(conversations, chat_template=template, return_assistant_tokens_mask=True, **special)
 
 
 def tokenise(processor: ProcessorMixin, texts: list[str], spans: list[list[tuple[int, int]]]) -> list[Tokens]:
@@ -71,7 +70,8 @@ def image_runs(ids: list[int], expanded: list[int], image_token_id: int) -> list
     """How many image tokens the processor made of each placeholder.
 
     The processor's own mask of supervised tokens is computed before that expansion and shifts
-    (huggingface/transformers#48793), so the two token sequences are walked side by side instead.
+    (huggingface/transformers#48793), so the two token sequences are walked side by side instead. Of placeholders that
+    stand side by side only the sum is known: all but the first of them get one token.
 
     Args:
         ids: (N,) tokens with one placeholder per image.
@@ -82,15 +82,15 @@ def image_runs(ids: list[int], expanded: list[int], image_token_id: int) -> list
     """
     runs: list[int] = []
     position = 0
-    for token in ids:
-        if position >= len(expanded) or expanded[position] != token:
-            raise ValueError(f"the processor's tokens differ from the chat template's at position {position}")
-        start = position
-        position += 1
+    for token, group in groupby(ids):
+        count = len(list(group))
+        length = count
         if token == image_token_id:
-            while position < len(expanded) and expanded[position] == token:
-                position += 1
-            runs.append(position - start)
+            length = sum(1 for _ in takewhile(lambda other: other == image_token_id, islice(expanded, position, None)))
+            runs += [length - count + 1] + [1] * (count - 1)
+        if length < count or expanded[position : position + length] != [token] * length:
+            raise ValueError(f"the processor's tokens differ from the chat template's at position {position}")
+        position += length
     if position != len(expanded):
         raise ValueError("the processor's tokens go on after the chat template's end")
     return runs

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sarlang_sft.backbones import Backbone, component_of
-from sarlang_sft.tuning import own_name, whole_shape
+from sarlang_sft.trainable import own_name, whole_shape
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the name of the GPU
 
@@ -47,6 +47,8 @@ def count_flops(model: nn.Module, backbone: Backbone) -> FlopCount:
     trains = dict.fromkeys(weights, False)
     full = dict.fromkeys(weights, False)
     for name, parameter in model.named_parameters():
+        if ".original_module." in name:  # its copy trains and counts
+            continue
         own = own_name(name)
         part = "lm_head" if own.startswith("lm_head") else component_of(own, backbone)
         trains[part] |= parameter.requires_grad

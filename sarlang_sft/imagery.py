@@ -11,6 +11,7 @@ import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from sarlang_sft.boxes import Frame
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import TIFF_SUFFIXES
 
@@ -133,12 +134,16 @@ def load_picture(path: Path, ops: list[str], rng: np.random.Generator | None = N
     return to_picture(image)
 
 
-def size_after(ops: list[str], width: int, height: int) -> tuple[int, int]:
-    """(width, height) in pixels that [`load_picture`] makes of an image of this size."""
+def frame_after(ops: list[str], width: int, height: int) -> Frame:
+    """Where the pixels of an image of this size lie in what [`load_picture`] makes of it, augmentation left out."""
+    frame = Frame.of(width, height)
     for name, argument in parse_ops(ops):
-        if name in ("crop", "resize"):
-            width = height = int(argument or 0)
-    return width, height
+        side = int(argument or 0)
+        if name == "crop":
+            frame = frame.centred(side, side)
+        elif name == "resize":
+            frame = frame.resized(side, side)
+    return frame
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:

@@ -10,10 +10,18 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, ProcessorMixin
 
-from sarlang_sft.backbones import Backbone, find_backbone, load_processor, load_weights
+from sarlang_sft.backbones import (
+    Backbone,
+    build_skeleton,
+    find_backbone,
+    load_processor,
+    load_weights,
+    training_template,
+)
 from sarlang_sft.collate import to_messages
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_ops
+from sarlang_sft.quantisation import quantisation
 
 
 @dataclass
@@ -54,20 +62,27 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     return tuned
 
 
-def load_tuned(model: str, adapter: str | None, dtype: str = "auto", max_pixels: int | None = None) -> TunedModel:
+def load_tuned(
+    model: str, adapter: str | None, dtype: str = "auto", max_pixels: int | None = None, bits: int = 0
+) -> TunedModel:
     """Load a model, and the adapter on it if given, on the GPU if there is one.
 
     The processor and the image operations are those kept with the adapter, or else with the model.
+
+    Args:
+        bits: 4 or 8 quantise the language model as in training with QLoRA or int8, see `quantisation`; 0 does not.
     """
     backbone = find_backbone(model)
     home = adapter or model
     if adapter is not None and not Path(adapter).is_dir():
         raise InputError(f"--adapter {adapter}: no such folder")
     processor = load_processor(home, backbone, max_pixels)
-    loaded = load_weights(model, backbone, dtype)
+    quantised = quantisation(build_skeleton(model, backbone), backbone, bits, dtype) if bits else None
+    loaded = load_weights(model, backbone, dtype, quantization_config=quantised)
     tuned = load_adapter(loaded, Path(adapter)) if adapter else loaded
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TunedModel(tuned.to(device).eval(), processor, backbone, load_ops(Path(home)))
+    tuned = tuned if bits else tuned.to(device)  # a quantised model is where it belongs
+    return TunedModel(tuned.eval(), processor, backbone, load_ops(Path(home)))
 
 
 def prompts(tuned: TunedModel, asked: list[Asked]) -> list[str]:
@@ -75,7 +90,7 @@ def prompts(tuned: TunedModel, asked: list[Asked]) -> list[str]:
     return [
         tuned.processor.tokenizer.apply_chat_template(
             to_messages(item.turns, len(item.pictures), answered=False),
-            chat_template=tuned.backbone.training_template,
+            chat_template=training_template(tuned.processor, tuned.backbone),
             tokenize=False,
             add_generation_prompt=True,
         )

@@ -8,7 +8,7 @@ from transformers import ProcessorMixin
 
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.collate import render, to_messages, tokenise
-from sarlang_sft.imagery import size_after
+from sarlang_sft.imagery import frame_after
 
 TEXTS_AT_ONCE = 4096
 
@@ -56,7 +56,7 @@ def measure(table: pa.Table, processor: ProcessorMixin, backbone: Backbone, imag
     sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1)
     sizes[images == 0] = sizes.max(initial=1)  # text only: any size, since it counts for no image
     unique, size = np.unique(sizes, axis=0, return_inverse=True)
-    resized = [size_after(image_ops, width, height) for width, height in unique.tolist()]
+    resized = [frame_after(image_ops, width, height).size for width, height in unique.tolist()]
     counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in resized])
     visual = np.array(counted["num_image_tokens"], dtype=np.int64)[size.reshape(-1)] * images
     answered = [any(turn["answer"].strip() for turn in dialogue) for dialogue in turns]

@@ -45,6 +45,7 @@ class Layout:
         turns_per_image: At most this many dialogues of an image per visit, drawn anew every epoch; None means all.
         rows_per_step: Rows of one step of the optimiser over all ranks.
         shuffle: False shuffles nothing and fills no step (evaluation).
+        context: Tokens of the longest sequence that the model takes; None means any.
     """
 
     trees: bool
@@ -52,13 +53,17 @@ class Layout:
     turns_per_image: int | None
     rows_per_step: int
     shuffle: bool = True
+    context: int | None = None
 
 
 def find_left_out(lengths: Lengths, layout: Layout) -> list[LeftOut]:
-    """Dialogues without an answer, and, in trees, those that are longer than a row."""
+    """Dialogues without an answer, longer than the model's context, or, in trees, longer than a row."""
     found = [LeftOut(row, "no answer") for row in np.flatnonzero(~lengths.answered).tolist()]
+    fits = lengths.answered & (lengths.whole <= (layout.context or np.inf))
+    too_long = np.flatnonzero(lengths.answered & ~fits).tolist()
+    found += [LeftOut(row, "longer than the model's context") for row in too_long]
     if layout.trees:
-        for row in np.flatnonzero(lengths.answered & (lengths.whole > layout.row_tokens)).tolist():
+        for row in np.flatnonzero(fits & (lengths.whole > layout.row_tokens)).tolist():
             alone = lengths.trunk[row] > layout.row_tokens
             found.append(LeftOut(row, "image longer than a row" if alone else "dialogue longer than a row"))
     return found
@@ -167,6 +172,9 @@ def arrange(rows: list[Row], lengths: Lengths, layout: Layout, rng: np.random.Ge
 
 HINTS = {
     "no answer": "its answers are empty",
+    "no box of this number": "a text names a box that its record has not",
+    "box outside the picture": "the processor or image_ops cut it off",
+    "longer than the model's context": "lower max_pixels, or a resize in image_ops",
     "image longer than a row": "raise max_tokens_per_row, or lower max_pixels where the family has it",
     "dialogue longer than a row": "raise max_tokens_per_row",
 }

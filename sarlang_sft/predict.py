@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from sarlang_sft.box_texts import frame_of, write_turns
+from sarlang_sft.boxes import PLACEHOLDER, Frame
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_picture
@@ -18,13 +20,20 @@ from sarlang_sft.shared_trunk import answer_together
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a data folder, with the turns before it as context."""
+    """One question of a data folder, with the turns before it as context.
+
+    Attributes:
+        size: Width and height of its first image in pixels.
+        boxes: Of its image, if a text names one as `<box:i>`; else empty.
+    """
 
     id: str
     images: list[str]
     subset: str
     task: str
     turns: list[dict[str, str]]
+    size: tuple[int, int]
+    boxes: list[dict[str, Any]]
 
     @property
     def label(self) -> str:
@@ -35,7 +44,15 @@ class Question:
 def read_questions(data: Path, split: str, subsets: list[str], tasks: list[str], limit: int | None) -> list[Question]:
     """The questions of a split in stored order; an empty list of subsets or tasks means all of them."""
     questions = [
-        Question(f"{row['id']}#{index}", row["images"], row["subset"], row["task"], row["turns"][: index + 1])
+        Question(
+            f"{row['id']}#{index}",
+            row["images"],
+            row["subset"],
+            row["task"],
+            row["turns"][: index + 1],
+            (row["width"], row["height"]),
+            row["boxes"] or [],
+        )
         for row in read_dialogue_table(data, split).to_pylist()
         if (not subsets or row["subset"] in subsets) and (not tasks or row["task"] in tasks)
         for index in range(len(row["turns"]))
@@ -53,7 +70,7 @@ def exchange_images(questions: list[Question]) -> list[Question]:
     order = list(dict.fromkeys(tuple(question.images) for question in questions))
     shift = len(order) // 2
     other = {images: list(order[(index + shift) % len(order)]) for index, images in enumerate(order)}
-    return [Question(q.id, other[tuple(q.images)], q.subset, q.task, q.turns) for q in questions]
+    return [replace(question, images=other[tuple(question.images)]) for question in questions]
 
 
 def keep_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -82,15 +99,18 @@ def predict_to_file(
     batch_size: int,
     max_new_tokens: int,
     shared_trunk: bool = True,
-) -> tuple[int, list[str]]:
+) -> tuple[int, dict[str, str]]:
     """Append the answer of every question that `path` does not hold yet, one JSON line each.
+
+    Where the stored answer names a box, the line also has `boxes`: those of the answer, in pixels of the stored image.
 
     Args:
         batch_size: Questions answered together.
         shared_trunk: Encode an image once for all its questions; False processes every prompt whole.
 
     Returns:
-        How many were written, and the images that could not be read: their questions stay unanswered.
+        How many were written, and what leaves questions unanswered: images that cannot be read, and questions whose
+        boxes cannot be written, with the reason.
     """
     answer = answer_together if shared_trunk else answer_each
     done = _answered(path)
@@ -101,21 +121,30 @@ def predict_to_file(
             f"{path}: holds answers to other questions (such as {min(unknown)}); remove it or choose another --out"
         )
     with open(path, "a", encoding="utf-8") as file, tqdm(total=len(left), desc=path.stem, unit=" answers") as progress:
-        unreadable: set[str] = set()
+        unusable: dict[str, str] = {}
         written = 0
         for batch in _batches(left, batch_size, shared_trunk):
             pictures = {}
-            for image in {image for question in batch for image in question.images} - unreadable:
+            for image in {image for question in batch for image in question.images} - unusable.keys():
                 try:
                     pictures[image] = load_picture(path_inside(image_root, image), tuned.image_ops)
                 except InputError:
-                    unreadable.add(image)
+                    unusable[image] = "cannot be read"
             progress.update(len(batch))
-            batch = [question for question in batch if not unreadable & set(question.images)]
-            if not batch:
+            asked: list[tuple[Question, Asked, Frame | None]] = []
+            for question in batch:
+                if unusable.keys() & set(question.images):
+                    continue
+                try:
+                    frame, turns = _in_the_models_words(tuned, question)
+                except ValueError as error:
+                    unusable[question.id] = str(error)
+                    continue
+                asked.append((question, Asked([pictures[image] for image in question.images], turns), frame))
+            if not asked:
                 continue
-            asked = [Asked([pictures[image] for image in question.images], question.turns) for question in batch]
-            for question, (text, logprob) in zip(batch, answer(tuned, asked, max_new_tokens), strict=True):
+            answers = answer(tuned, [item for _, item, _ in asked], max_new_tokens)
+            for (question, _, frame), (text, logprob) in zip(asked, answers, strict=True):
                 row: dict[str, Any] = {
                     "id": question.id,
                     "image": question.images[0] if question.images else "",
@@ -126,10 +155,25 @@ def predict_to_file(
                     "predict": text,
                     "logprob": round(logprob, 4),
                 }
+                if frame and PLACEHOLDER.search(question.label):
+                    row["boxes"] = tuned.backbone.box_convention.read(text, frame)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-            written += len(batch)
-    return written, sorted(unreadable)
+            written += len(asked)
+    return written, unusable
+
+
+def _in_the_models_words(tuned: TunedModel, question: Question) -> tuple[Frame | None, list[dict[str, str]]]:
+    """The turns with their boxes written, and the picture that the model sees, if the texts name any.
+
+    The answer that is sought stays out: its box may be outside the picture.
+    """
+    if not question.boxes:
+        return None, question.turns
+    frame = frame_of(tuned.processor, tuned.backbone, tuned.image_ops, *question.size)
+    *before, last = question.turns
+    turns = write_turns([*before, {"question": last["question"]}], question.boxes, tuned.backbone, frame)
+    return frame, [*turns[:-1], {**turns[-1], "answer": ""}]
 
 
 def _answered(path: Path) -> set[str]:

@@ -42,8 +42,7 @@ class MergeReport:
 def sample_inputs(tuned: TunedModel) -> list[dict[str, torch.Tensor]]:
     """Model inputs of three noise pictures with a caption prompt, a question, and a text-only question."""
     rng = np.random.default_rng(0)
-    side = 4 * tuned.processor.image_processor.patch_size * tuned.processor.image_processor.merge_size
-    pictures = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(2)]
+    pictures = [Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)) for _ in range(2)]
     question = VQA_PROMPT.replace("{question}", "How many ships are in the image?")
     return [
         encode(tuned, [Asked(shown, [{"question": text, "answer": ""}])])

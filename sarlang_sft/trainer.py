@@ -10,12 +10,16 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from trl import SFTTrainer
 
+from sarlang_sft.adapters import start_from_data
 from sarlang_sft.attention import tree_mask
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.collate import IGNORED
+from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
+from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.trees import PADDING
+from sarlang_sft.tuning import TuningArguments
 
 Batch = dict[str, torch.Tensor]
 
@@ -98,6 +102,28 @@ class DialogueTrainer(SFTTrainer):
         # Qwen classes declare that they take no loss arguments, which would make gradient accumulation average over
         # batches instead of tokens; the loss is computed here and takes them.
         self.model_accepts_loss_kwargs = True
+
+    def start_from_data(self, rows: list[Any]) -> None:
+        """Let EVA choose where the adapters start, see `adapters.start_from_data`."""
+        if self.model.device != self.args.device:  # DeepSpeed moves it later
+            self.model.to(self.args.device)
+        start_from_data(self.model, [self._prepare_inputs(self.data_collator([row])) for row in rows])
+
+    def set_learning_rates(self, backbone: Backbone, tuning: TuningArguments) -> None:
+        """Give every component its learning rate, where the configuration names any.
+
+        Raises:
+            InputError: The optimiser groups the parameters by itself.
+        """
+        rate = self.args.learning_rate
+        if set(tuning.rates(rate).values()) == {rate} and tuning.loraplus_lr_ratio == 1:
+            return
+        optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        if options.keys() & {"params", "model", "optimizer_dict"}:
+            raise InputError(f"optim {self.args.optim}: cannot give components a learning rate; use adamw_torch")
+        decaying = self.get_decay_parameter_names(self.model)
+        groups = parameter_groups(self.model, backbone, tuning, rate, self.args.weight_decay, decaying)
+        self.optimizer_cls_and_kwargs = optimiser, {**options, "params": groups}
 
     def _get_train_sampler(self, train_dataset: PlannedRows | None = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # the plan is the order

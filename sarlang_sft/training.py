@@ -12,7 +12,10 @@ import deepspeed
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
+    BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
     TrainerCallback,
@@ -20,10 +23,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import SFTConfig
 
+from sarlang_sft.adapters import keep_initial, lora_config, save_as_lora
 from sarlang_sft.attention import CHOICES, FLEX, Attention, check_isolates_branches, choose_attention
-from sarlang_sft.backbones import BACKBONES, Backbone
+from sarlang_sft.backbones import BACKBONES, DTYPES, Backbone, component_of
+from sarlang_sft.box_texts import write_table
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import parse_ops, save_ops
@@ -31,6 +37,7 @@ from sarlang_sft.lengths import measure
 from sarlang_sft.mixture import DataSource, Mixture, parse_sources, read_mixture
 from sarlang_sft.packing import (
     Layout,
+    LeftOut,
     PlannedRows,
     describe_left_out,
     describe_plan,
@@ -38,22 +45,26 @@ from sarlang_sft.packing import (
     plan_epochs,
     write_left_out,
 )
+from sarlang_sft.quantisation import quantisation
 from sarlang_sft.records import TASKS, read_dialogue_table, write_data_folder
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
-from sarlang_sft.trainer import DialogueTrainer
-from sarlang_sft.trees import TreeCollator
-from sarlang_sft.tuning import (
-    TuningArguments,
-    check_components,
+from sarlang_sft.trainable import (
+    Trainable,
+    check_trainable,
+    choose_trainable,
     component_table,
     count_components,
-    freeze_components,
-    lora_config,
+    freeze_all_but,
+    own_name,
     run_frozen_without_gradient,
 )
+from sarlang_sft.trainer import DialogueTrainer
+from sarlang_sft.trees import TreeCollator
+from sarlang_sft.tuning import TuningArguments
 
 SAMPLE_SCENES = 200
+CHECKPOINTED = ("both", "vision_tower", "language_model")
 
 
 @dataclass
@@ -74,6 +85,8 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype `{self.dtype}`: choose one of {', '.join(DTYPES)}")
         if self.tiny_family not in BACKBONES:
             raise InputError(f"tiny_family `{self.tiny_family}`: choose one of {', '.join(BACKBONES)}")
 
@@ -147,6 +160,13 @@ class TrainArguments(SFTConfig):
     dataloader_num_workers: int = field(
         default=2, metadata={"help": "Processes per rank that read and prepare the next rows."}
     )
+    checkpointed: str = field(
+        default="both",
+        metadata={
+            "help": "Whose activations gradient_checkpointing computes twice instead of keeping: both, vision_tower "
+            "or language_model (none: `gradient_checkpointing: false`)."
+        },
+    )
     loss_weighting: str = field(
         default="token", metadata={"help": "token: mean over supervised tokens; answer: every answer weighs the same."}
     )
@@ -160,6 +180,12 @@ class TrainArguments(SFTConfig):
             raise InputError("packing and padding_free: TRL's are for text only; image trees pack by themselves")
         if self.loss_weighting not in ("token", "answer"):
             raise InputError(f"loss_weighting `{self.loss_weighting}`: choose token or answer")
+        if self.checkpointed not in CHECKPOINTED:
+            raise InputError(f"checkpointed `{self.checkpointed}`: choose one of {', '.join(CHECKPOINTED)}")
+        if self.use_liger_kernel:
+            raise InputError(
+                "use_liger_kernel: not verified for any family here; leave it off (the head is fused without it)"
+            )
         if not self.average_tokens_across_devices:
             raise InputError(
                 "average_tokens_across_devices: must stay on: the loss is the mean over all ranks' tokens"
@@ -175,12 +201,15 @@ class TrainArguments(SFTConfig):
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.use_cpu:
+            if self.activation_offloading:
+                raise InputError("activation_offloading: moves activations off the GPU; there is none here")
             self.bf16 = bool(self.bf16)
             self.dataloader_pin_memory = False
         if self.deepspeed:
             _prepare_deepspeed(self.use_cpu)
         if self.use_cpu and "WORLD_SIZE" in os.environ:
             self.ddp_backend = "gloo"
+        self.hf_deepspeed_config = None  # which transformers sets only if there is one
         super().__post_init__()
 
 
@@ -226,10 +255,29 @@ def prepare_attention(model: ModelArguments, data: DataArguments, training: Trai
     """Choose the attention kernels, print them, and refuse image trees for models that would mix their branches."""
     if data.image_trees:
         check_isolates_branches(model.model_name_or_path)
-    attention = choose_attention(model.attn_implementation, data.image_trees, on_cuda=not training.use_cpu)
+    half = model.dtype != "float32" or bool(training.bf16 or training.fp16)
+    attention = choose_attention(model.attn_implementation, data.image_trees, not training.use_cpu, half)
     if training.process_index == 0:
         print(attention, flush=True)
     return attention
+
+
+def prepare_tuning(
+    skeleton: PreTrainedModel,
+    backbone: Backbone,
+    model: ModelArguments,
+    tuning: TuningArguments,
+    training: TrainArguments,
+) -> tuple[Trainable, BitsAndBytesConfig | None]:
+    """What trains, and how the weights are quantised; refuses what cannot be before any weight is loaded."""
+    zero3 = training.deepspeed_plugin is not None and training.deepspeed_plugin.zero_stage == 3
+    if zero3 and (tuning.bits() or tuning.init_lora_weights != "default"):
+        raise InputError(
+            "deepspeed: ZeRO-3 cuts the weights that quantisation, pissa and eva read whole; use "
+            "deepspeed_configs/zero2.json"
+        )
+    trainable = choose_trainable(skeleton, backbone, tuning)
+    return trainable, quantisation(skeleton, backbone, tuning.bits(), model.dtype)
 
 
 class Plan(NamedTuple):
@@ -239,21 +287,29 @@ class Plan(NamedTuple):
     val: PlannedRows | None
 
 
-def plan_rows(processor: ProcessorMixin, backbone: Backbone, data: DataArguments, training: TrainArguments) -> Plan:
+def plan_rows(
+    processor: ProcessorMixin,
+    backbone: Backbone,
+    config: PretrainedConfig,
+    data: DataArguments,
+    training: TrainArguments,
+) -> Plan:
     """Plan the rows of the whole training; prints what an epoch consists of and what is left out.
 
     What is left out also goes to `left_out.jsonl` in the output folder, one line per dialogue. Evaluation takes all
     dialogues of the wanted tasks and subsets once, whatever the weights and caps.
     """
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    layout = Layout(data.image_trees, data.max_tokens_per_row, data.turns_per_image, per_step)
+    context = config.get_text_config().max_position_embeddings
+    layout = Layout(data.image_trees, data.max_tokens_per_row, data.turns_per_image, per_step, context=context)
     sources = data.sources()
     out = Path(training.output_dir) / "left_out.jsonl" if training.process_index == 0 else None
     train = _plan_split(sources, "train", layout, processor, backbone, data, training, out)
     val = None
     if training.eval_strategy != "no":
         everything = [replace(source, weight=1.0, caps={}) for source in sources]
-        layout = Layout(data.image_trees, data.max_tokens_per_row, None, training.per_device_eval_batch_size, False)
+        per_step = training.per_device_eval_batch_size
+        layout = Layout(data.image_trees, data.max_tokens_per_row, None, per_step, False, context)
         val = _plan_split(everything, "val", layout, processor, backbone, data, training, None)
     # Counting used the tokenizer's threads; in loader workers, which are forked, it would warn about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -270,9 +326,10 @@ def _plan_split(
     training: TrainArguments,
     left_out_file: Path | None,
 ) -> PlannedRows:
-    table = read_mixture(sources, split)
+    table, unwritten = write_table(read_mixture(sources, split), processor, backbone, data.image_ops)
     lengths = measure(table, processor, backbone, data.image_ops)
-    left_out = find_left_out(lengths, layout)
+    left_out = [LeftOut(row, reason) for row, reason in unwritten.items()]
+    left_out += [found for found in find_left_out(lengths, layout) if found.dialogue not in unwritten]
     if training.process_index == 0:
         print("\n".join(f"{split} {line}" for line in describe_left_out(left_out, table)), end="\n" * bool(left_out))
     if left_out_file:
@@ -316,20 +373,41 @@ class SaveImageOps(TrainerCallback):
             save_ops(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.image_ops)
 
 
+class CheckpointComponent(TrainerCallback):
+    """Leaves activation checkpointing on in one component only."""
+
+    def __init__(self, backbone: Backbone, component: str) -> None:
+        self.backbone = backbone
+        self.component = component
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: object
+    ) -> None:
+        """Called after the trainer has turned checkpointing on everywhere."""
+        for name, module in model.named_modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                own = own_name(name.removeprefix("module."))
+                module.gradient_checkpointing &= component_of(own, self.backbone) == self.component
+
+
 def build_trainer(
     model: PreTrainedModel,
     collator: TreeCollator | DialogueCollator,
     plan: Plan,
     attention: Attention,
+    trainable: Trainable,
     tuning: TuningArguments,
     data: DataArguments,
     training: TrainArguments,
 ) -> DialogueTrainer:
     """TRL's trainer with our collator; prints the component table and refuses to train anything else than it says."""
     backbone = collator.backbone
-    peft_config = lora_config(model, backbone, tuning)
+    peft_config = lora_config(model, backbone, trainable, tuning)
     if peft_config is None:
-        freeze_components(model, backbone, tuning)
+        freeze_all_but(model, trainable)
+    callbacks: list[TrainerCallback] = [SaveImageOps(data.image_ops)]
+    if training.checkpointed != "both":
+        callbacks.append(CheckpointComponent(backbone, training.checkpointed))
     trainer = DialogueTrainer(
         model=model,
         args=training,
@@ -338,14 +416,23 @@ def build_trainer(
         eval_dataset=plan.val,
         processing_class=collator.processor,
         peft_config=peft_config,
-        callbacks=[SaveImageOps(data.image_ops)],
+        callbacks=callbacks,
     )
     trainer.plan(plan.train, backbone, attention.language_model)
     run_frozen_without_gradient(trainer.model, backbone)
-    counts = count_components(trainer.model, backbone)
-    check_components(counts, tuning)
+    check_trainable(trainer.model, trainable)
     if trainer.is_world_process_zero():
-        print(component_table(counts), flush=True)
+        counts = count_components(trainer.model, backbone, trainable)
+        print(component_table(counts, trainable, tuning), flush=True)
+    if peft_config is not None and not trainer.is_deepspeed_enabled:
+        for parameter in trainer.model.parameters():  # 16 bits would round small steps away
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if tuning.init_lora_weights == "eva":
+        trainer.start_from_data([plan.train[number] for number in range(min(tuning.eva_rows, len(plan.train)))])
+    if tuning.init_lora_weights == "pissa" and trainer.is_world_process_zero():
+        keep_initial(trainer.model, Path(training.output_dir))
+    trainer.set_learning_rates(backbone, tuning)
     return trainer
 
 
@@ -369,4 +456,6 @@ def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str
                 raise RuntimeError(
                     f"{adapter}: holds {len(sizes)} tensors ({sizes.count(0)} empty), expected {expected}"
                 )
+            if trainer.model.peft_config["default"].init_lora_weights == "pissa":
+                save_as_lora(trainer.model, out)
         print(f"Done: {out}", flush=True)

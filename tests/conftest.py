@@ -1,14 +1,39 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
-from sarlang_sft.backbones import BACKBONES
+from sarlang_sft.adapters import lora_config
+from sarlang_sft.backbones import (
+    BACKBONES,
+    Backbone,
+    build_skeleton,
+    find_backbone,
+    load_processor,
+    load_weights,
+)
 from sarlang_sft.records import read_dialogue_table, write_data_folder
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.trainable import Trainable, choose_trainable
+from sarlang_sft.trainer import DialogueTrainer
+from sarlang_sft.training import (
+    DataArguments,
+    ModelArguments,
+    Plan,
+    TrainArguments,
+    build_trainer,
+    make_collator,
+    plan_rows,
+    prepare_attention,
+    prepare_tuning,
+)
+from sarlang_sft.tuning import TuningArguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,6 +78,11 @@ def tiny(tinies: dict[str, Path]) -> Path:
     return tinies["qwen2_5_vl"]
 
 
+def with_adapters(model: PreTrainedModel, backbone: Backbone, tuning: TuningArguments) -> PeftModel:
+    """The model as training wraps it."""
+    return get_peft_model(model, lora_config(model, backbone, choose_trainable(model, backbone, tuning), tuning))
+
+
 def run_script(*words: object, code: int = 0, cwd: Path = ROOT) -> str:
     """Run a script of the repository as a user would; its output, after checking its exit code."""
     command = [sys.executable, *map(str, words)]
@@ -61,3 +91,35 @@ def run_script(*words: object, code: int = 0, cwd: Path = ROOT) -> str:
     output = finished.stdout + finished.stderr
     assert finished.returncode == code, output
     return output
+
+
+def assemble(
+    model: ModelArguments, tuning: TuningArguments, data: DataArguments, training: TrainArguments, plan: Plan | None
+) -> tuple[DialogueTrainer, Trainable]:
+    """A recipe up to the point where it trains, in this process."""
+    backbone = find_backbone(model.model_name_or_path)
+    processor = load_processor(model.model_name_or_path, backbone, data.max_pixels)
+    skeleton = build_skeleton(model.model_name_or_path, backbone)
+    attention = prepare_attention(model, data, training)
+    trainable, quantised = prepare_tuning(skeleton, backbone, model, tuning, training)
+    plan = plan or plan_rows(processor, backbone, skeleton.config, data, training)
+    collator = make_collator(processor, backbone, data, attention)
+    weights = load_weights(model.model_name_or_path, backbone, model.dtype, attention.by_config(), quantised)
+    return build_trainer(weights, collator, plan, attention, trainable, tuning, data, training), trainable
+
+
+def make_trainer(
+    model: Path, data: Path, out: Path, tuning: TuningArguments, plan: Plan | None = None, **options: object
+) -> tuple[DialogueTrainer, Trainable]:
+    """[`assemble`] in float32, for a few quick steps.
+
+    Args:
+        plan: Rows to train on instead of those planned.
+        options: Of `DataArguments` and `TrainArguments`.
+    """
+    of_data = {field.name for field in fields(DataArguments)} & options.keys()
+    data_args = DataArguments(**{"data": str(data), "max_tokens_per_row": 600, **{n: options.pop(n) for n in of_data}})
+    quick = {"max_steps": 3, "save_strategy": "no", "gradient_checkpointing": False, "lr_scheduler_type": "constant"}
+    quick |= {"learning_rate": 1e-3, "report_to": "none", "dataloader_num_workers": 0, "output_dir": str(out)}
+    training = TrainArguments(**{**quick, **options})
+    return assemble(ModelArguments(str(model), dtype="float32"), tuning, data_args, training, plan)

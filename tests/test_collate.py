@@ -116,9 +116,10 @@ def test_a_pixel_budget_shrinks_the_grid(qwen_processor: ProcessorMixin, real_da
 
 def test_a_dialogue_without_a_supervised_token_stops_the_run_by_name(tiny: Path, pictures: Path) -> None:
     backbone = find_backbone(str(tiny))
-    silent = backbone.training_template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    [template] = backbone.training_templates
+    silent = template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
     processor = load_processor(str(tiny), backbone)
-    collate = DialogueCollator(processor, replace(backbone, training_template=silent), [])
+    collate = DialogueCollator(processor, replace(backbone, training_templates=(silent,)), [])
     with pytest.raises(InputError, match=r"dialogue x:1 of a\.png: no token carries loss"):
         collate([row(TURNS[:1], ["a.png"], pictures)])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, with_adapters
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -17,7 +17,7 @@ from sarlang_sft.inference import Asked, answer_each, encode, load_tuned
 from sarlang_sft.predict import exchange_images, predict_to_file, read_questions
 from sarlang_sft.release import merge_adapter, sample_inputs
 from sarlang_sft.shared_trunk import answer_together
-from sarlang_sft.tuning import TuningArguments, lora_config
+from sarlang_sft.tuning import TuningArguments
 
 QWEN = BACKBONES["qwen2_5_vl"]
 
@@ -27,7 +27,7 @@ def adapter(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest
     """An adapter whose weights were moved away from zero, saved as training saves it."""
     out = tmp_path_factory.mktemp("adapter")
     model = QWEN.model_class.from_pretrained(tiny)
-    tuned = get_peft_model(model, lora_config(model, QWEN, TuningArguments(**request.param)))
+    tuned = with_adapters(model, QWEN, TuningArguments(**request.param))
     tuned.peft_config["default"].base_model_name_or_path = str(tiny)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_merged_equals_adapter_and_loads_from_its_folder_alone(adapter: Path, ti
 
 def test_a_half_precision_merge_is_measured_and_a_drowned_adapter_is_refused(tiny: Path, tmp_path: Path) -> None:
     model = QWEN.model_class.from_pretrained(tiny)
-    tuned = get_peft_model(model, lora_config(model, QWEN, TuningArguments()))
+    tuned = with_adapters(model, QWEN, TuningArguments())
     torch.manual_seed(0)
     for scale, name in ((0.1, "strong"), (1e-6, "faint")):
         with torch.no_grad():
@@ -83,7 +83,7 @@ def test_merge_refuses_an_adapter_without_effect_and_an_existing_folder(tiny: Pa
 
 def test_an_adapter_with_a_foreign_or_missing_tensor_is_refused(tiny: Path, tmp_path: Path) -> None:
     model = QWEN.model_class.from_pretrained(tiny)
-    tuned = get_peft_model(model, lora_config(model, QWEN, TuningArguments()))
+    tuned = with_adapters(model, QWEN, TuningArguments())
     tuned.save_pretrained(tmp_path)
     load_processor(str(tiny), QWEN).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")

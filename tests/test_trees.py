@@ -23,7 +23,7 @@ from sarlang_sft.attention import (
     tree_mask,
     tree_rule,
 )
-from sarlang_sft.backbones import BACKBONES, find_backbone, load_processor, load_weights
+from sarlang_sft.backbones import BACKBONES, find_backbone, load_processor, load_weights, mrope_positions
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.trainer import answer_weights, answers
@@ -166,7 +166,7 @@ def check_tokens(processor: ProcessorMixin, backbone: Any, rows: list[list[list[
         assert torch.equal(batch["labels"][0, places], alone["labels"][0])
         kept = batch["labels"][0, places][batch["labels"][0, places] != IGNORED]
         text = processor.tokenizer.decode(kept, skip_special_tokens=True).split()
-        assert text == " ".join(turn["answer"] for turn in dialogue["turns"]).split()
+        assert "".join(text) == "".join("".join(turn["answer"].split()) for turn in dialogue["turns"])
     separately = sum(len(collate([dialogue])["input_ids"][0]) for dialogue in dialogues)
     assert (batch["segments"][..., 1] == TRUNK).any() and batch["input_ids"].shape[1] < separately
 
@@ -183,8 +183,9 @@ def test_images_with_one_dialogue_are_ordinary_samples(family: tuple[str, Proces
         assert torch.equal(batch[name], flat[name]), name
 
 
-def test_qwen_positions_are_the_models_own(tinies: dict[str, Path], pictures: Path) -> None:
-    folder = str(tinies["qwen2_5_vl"])
+@pytest.mark.parametrize("name", [name for name, row in BACKBONES.items() if row.positions is mrope_positions])
+def test_qwen_positions_are_the_models_own(name: str, tinies: dict[str, Path], pictures: Path) -> None:
+    folder = str(tinies[name])
     backbone = find_backbone(folder)
     processor, model = load_processor(folder, backbone), load_weights(folder, backbone, "float32")
     for images in (["a.png"], ["c.png", "a.png", "b.png"]):
@@ -247,19 +248,22 @@ def test_flex_attention_gives_the_logits_of_the_dense_mask(family: tuple[str, Pr
 
 
 def test_attention_is_chosen_for_the_machine_and_the_path() -> None:
-    assert choose_attention("auto", trees=True, on_cuda=False) == Attention("sdpa", "sdpa")
-    assert choose_attention("auto", trees=False, on_cuda=False) == Attention("sdpa", "sdpa")
-    assert choose_attention("auto", trees=True, on_cuda=True).language_model == FLEX
-    assert choose_attention("sdpa", trees=True, on_cuda=True).language_model == "sdpa"
+    assert choose_attention("auto", trees=True, on_cuda=False, half=True) == Attention("sdpa", "sdpa")
+    assert choose_attention("auto", trees=False, on_cuda=False, half=False) == Attention("sdpa", "sdpa")
+    assert choose_attention("auto", trees=True, on_cuda=True, half=True).language_model == FLEX
+    assert choose_attention("sdpa", trees=True, on_cuda=True, half=True).language_model == "sdpa"
     assert str(Attention(FLEX, "sdpa")) == "attention: language model FlexAttention, vision tower SDPA"
-    for requested, trees, message in (
-        ("eager", True, "adds a boolean mask"),
-        ("flex_attention", True, "cannot train on a CPU"),
-        ("flash_attention_2", False, "needs an NVIDIA GPU and flash-attn; install it with"),
-        ("fast", True, "choose one of auto, sdpa"),
+    for requested, trees, half, message in (
+        ("eager", True, True, "adds a boolean mask"),
+        ("flex_attention", True, True, "cannot train on a CPU"),
+        ("flash_attention_2", False, True, r"needs an NVIDIA GPU .* `pip install -r requirements-gpu.txt .*`"),
+        ("flash_attention_3", False, True, r"needs an NVIDIA GPU .* `pip install 'git\+https.*hopper' .*`"),
+        ("flash_attention_2", False, False, "computes in 16 bits only; set --dtype bfloat16 or --bf16 true"),
+        ("flash_attention_3", True, True, "has no mask that keeps branches apart"),
+        ("fast", True, True, "choose one of auto, sdpa"),
     ):
         with pytest.raises(InputError, match=message):
-            choose_attention(requested, trees, on_cuda=False)
+            choose_attention(requested, trees, on_cuda=False, half=half)
 
 
 def test_models_that_mix_branches_are_refused_by_their_layers(tiny: Path, tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""The language model's linear layers in 4 or 8 bits; the vision tower, the projector and the head stay as they are."""
+
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from sarlang_sft.backbones import Backbone, linear_modules
+
+
+def quantisation(skeleton: PreTrainedModel, backbone: Backbone, bits: int, dtype: str) -> BitsAndBytesConfig | None:
+    """How the weights are quantised while they load.
+
+    The layers are named by inspection: the lists that libraries bring miss renamed towers, which are then quantised
+    too (unslothai/unsloth#4209).
+
+    Args:
+        skeleton: The model without weights, see `build_skeleton`.
+        bits: 4 is NF4 with double quantisation (QLoRA, arXiv 2305.14314), 8 is LLM.int8, 0 is none.
+        dtype: In which the 4-bit weights compute.
+    """
+    if not bits:
+        return None
+    chosen = set(linear_modules(skeleton, backbone, "language_model"))
+    kept = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear) and name not in chosen]
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=skeleton.dtype if dtype == "auto" else dtype,
+        llm_int8_skip_modules=kept,
+    )
