@@ -97,6 +97,37 @@ def test_two_ranks_give_the_single_process_losses(
     load_tuned(str(tiny), str(tmp_path / "out"))  # refuses missing and unexpected keys
 
 
+@pytest.mark.parametrize(
+    ("family", "mode", "options"),
+    [
+        ("qwen3_vl", "zero3", ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"]),
+        ("llava", "ddp", ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"]),
+        ("llava_next", "ddp", ["--tuning", "qlora", "--optim", "paged_adamw_8bit"]),
+    ],
+)
+def test_two_ranks_tune_every_component_as_one_process_does(
+    family: str, mode: str, options: list[str], tinies: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """Adapters in the tower beside a projector in full: parts that a rank cuts, checkpoints, or never runs."""
+    if mode != "ddp" and not (shutil.which("g++") or shutil.which("c++")):
+        pytest.skip("no C++ compiler: DeepSpeed compiles its CPU communication kernels")
+    tiny, recipe = tinies[family], ROOT / f"recipes/{BACKBONES[family].recipes}_lora.py"
+    run_script(recipe, *common(tiny, data, tmp_path / "single", 2), *options)
+    deepspeed = ["--deepspeed", ROOT / f"deepspeed_configs/{mode}.json"] if mode != "ddp" else []
+    torchrun(2, recipe, *common(tiny, data, tmp_path / "out", 1), *options, *deepspeed)
+    assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "single"), abs=2e-4)
+    ours, reference = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "single"))
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in reference.items()}
+    start = load_file(tiny / "model.safetensors")
+    for key, value in ours.items():
+        # 8-bit optimisers round their states block by block
+        assert torch.allclose(value, reference[key], atol=2e-3 if "qlora" in options else 3e-4), key
+        assert ".lora_B." not in key or value.any(), f"{key}: no gradient came here"
+    if "qlora" not in options:
+        assert sum("lora" not in key for key in ours) == sum("merger" in k or "multi_modal" in k for k in start)
+    load_tuned(str(tiny), str(tmp_path / "out"))
+
+
 def test_one_rank_torchrun_and_one_process_with_deepspeed(
     single: Path, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
