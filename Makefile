@@ -5,7 +5,7 @@ TORCHRUN := .venv/bin/torchrun --nproc_per_node 2
 OUT := outputs/demo
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all support lint clean
 
 setup: .venv/.installed
 
@@ -40,6 +40,11 @@ test: setup lint
 
 test-all: setup lint
 	$(PYTEST)
+
+# The table of families and ways to tune in docs/support.md, from the results of their tests.
+support: setup
+	$(PYTEST) tests/test_matrix.py --junitxml outputs/matrix.xml
+	$(PY) docs/write_support.py outputs/matrix.xml
 
 lint: setup
 	$(PY) -m ruff check .

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -316,30 +316,39 @@ def build_skeleton(
 
 def _stored_shapes(folder: Path) -> dict[str, torch.Size]:
     """Shapes of the tensors in a checkpoint, from the headers of its safetensors files."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     shapes = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise InputError(f"model {folder}: {name} is missing; only safetensors are read, never pickled weights")
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(folder / name, "pt") as file:
                 shapes |= {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise InputError(f"model {folder}: {path.name} is no whole safetensors file: {error}") from error
+            raise InputError(f"model {folder}: {name} is no whole safetensors file: {error}") from error
     return shapes
 
 
-def _misfits(stored: dict[str, torch.Size], skeleton: PreTrainedModel) -> set[str]:
-    """Module names of tensors that are missing, unknown or of another shape; checkpoints use hub names."""
+def module_names(stored: Iterable[str], skeleton: PreTrainedModel) -> dict[str, str]:
+    """The model's own names of tensors by their names in a checkpoint: released models use older ones."""
     conversions = get_model_conversion_mapping(skeleton)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
     converters = [one for one in conversions if isinstance(one, WeightConverter)]
     state = skeleton.state_dict()
-    found = {
-        rename_source_key(key, renamings, converters, skeleton.base_model_prefix, state)[0]: shape
-        for key, shape in stored.items()
-    }
-    wanted = {name: tensor.shape for name, tensor in state.items()}
-    may_miss = set(skeleton.all_tied_weights_keys)
-    names = {name for name in wanted if name not in may_miss} | set(found)
-    return {name for name in names if found.get(name) != wanted.get(name)}
+    prefix = skeleton.base_model_prefix
+    return {key: rename_source_key(key, renamings, converters, prefix, state)[0] for key in stored}
+
+
+def _misfits(stored: dict[str, torch.Size], skeleton: PreTrainedModel) -> set[str]:
+    """Names of tensors that are missing, unknown or of another shape."""
+    names = module_names(stored, skeleton)
+    found = {names[key]: shape for key, shape in stored.items()}
+    wanted = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
+    must_be_there = wanted.keys() - skeleton.all_tied_weights_keys.keys()
+    return {name for name in must_be_there | found.keys() if found.get(name) != wanted.get(name)}
 
 
 def load_weights(
@@ -365,6 +374,7 @@ def load_weights(
             dtype=dtype,
             attn_implementation=attn_implementation,
             quantization_config=quantization_config,
+            use_safetensors=True,
             output_loading_info=True,
         )
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:

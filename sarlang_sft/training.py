@@ -301,6 +301,7 @@ def plan_rows(
     """
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     context = config.get_text_config().max_position_embeddings
+    _check_pixels(processor, data.max_pixels, context)
     layout = Layout(data.image_trees, data.max_tokens_per_row, data.turns_per_image, per_step, context=context)
     sources = data.sources()
     out = Path(training.output_dir) / "left_out.jsonl" if training.process_index == 0 else None
@@ -314,6 +315,18 @@ def plan_rows(
     # Counting used the tokenizer's threads; in loader workers, which are forked, it would warn about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return Plan(train, val)
+
+
+def _check_pixels(processor: ProcessorMixin, max_pixels: int | None, context: int) -> None:
+    if max_pixels is None:
+        return
+    side = math.isqrt(max_pixels)
+    [tokens] = processor._get_num_multimodal_tokens(image_sizes=[(side, side)])["num_image_tokens"]
+    if tokens > context:
+        raise InputError(
+            f"max_pixels {max_pixels}: an image of that many takes {tokens:,} tokens, the model's context has "
+            f"{context:,}; set it to at most {max_pixels * context // tokens}"
+        )
 
 
 def _plan_split(

@@ -1,3 +1,4 @@
+import json
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGe
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sarlang_sft.adapters import lora_config
-from sarlang_sft.backbones import BACKBONES, REFUSED, build_skeleton, component_of, find_backbone, linear_modules
+from sarlang_sft.backbones import (
+    BACKBONES,
+    REFUSED,
+    build_skeleton,
+    component_of,
+    find_backbone,
+    linear_modules,
+    module_names,
+)
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import count_flops
 from sarlang_sft.inference import load_tuned
@@ -85,6 +94,13 @@ def test_qlora_leaves_the_7bs_tower_projector_and_head_as_they_are(qwen_7b: PreT
     kept = quantisation(qwen_7b, QWEN, 4, "bfloat16").llm_int8_skip_modules
     assert len(kept) == 32 * 5 + 2 + 1 and all(name.startswith(("model.visual.", "lm_head")) for name in kept)
     assert len(choose_trainable(qwen_7b, QWEN, TuningArguments(tuning="qlora")).quantised) == 196
+
+
+def test_the_released_7bs_tensors_are_exactly_the_models(qwen_7b: PreTrainedModel, real_data: Path) -> None:
+    index = json.loads((real_data / "qwen2_5_vl_7b/model.safetensors.index.json").read_text())["weight_map"]
+    names = module_names(index, qwen_7b)
+    assert len(names) == 729 and set(names.values()) == set(qwen_7b.state_dict())
+    assert names["visual.merger.ln_q.weight"] == "model.visual.merger.ln_q.weight"
 
 
 @pytest.mark.parametrize(
@@ -322,6 +338,17 @@ def test_small_optimisers_train_with_a_rate_for_every_component(
     assert all(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n in before)
 
 
+def test_an_optimiser_that_groups_parameters_by_itself_takes_no_rates(
+    tinies: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make_trainer(tinies["qwen2_5_vl"], data, tmp_path, TuningArguments())
+    grouping = torch.optim.SGD, {"lr": 1e-3, "params": []}  # as GaLore's handler in transformers returns
+    monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda args, model: grouping)
+    trainer.set_learning_rates(QWEN, TuningArguments())
+    with pytest.raises(InputError, match="cannot give components a learning rate; use adamw_torch"):
+        trainer.set_learning_rates(QWEN, TuningArguments(language_model_lr=1e-5))
+
+
 def note(seen: list[str], component: str, *_: object) -> None:
     seen.append(component)
 
@@ -401,6 +428,9 @@ def test_a_checkpoint_of_another_model_is_refused_before_its_weights_are_read(
     (tmp_path / "config.json").write_bytes((tinies["qwen2_5_vl"] / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((tinies["qwen2_vl"] / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"does not fit its config.json: \d+ tensors are missing, unknown or"):
+        build_skeleton(str(tmp_path), QWEN)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors is missing; only safetensors are read, never pickled"):
         build_skeleton(str(tmp_path), QWEN)
     for family, folder in tinies.items():
         build_skeleton(str(folder), BACKBONES[family])
