@@ -86,14 +86,24 @@ def choose_attention(requested: str, trees: bool, on_cuda: bool, half: bool) -> 
     return Attention(requested, requested)
 
 
-def check_isolates_branches(model_name_or_path: str) -> None:
-    """Raise [`InputError`] if the model has layers that no attention mask can keep from mixing branches."""
+def check_isolates_branches(model_name_or_path: str, row_tokens: int) -> None:
+    """Raise [`InputError`] if the model has layers that the mask of the trees would not be exact for.
+
+    Args:
+        row_tokens: Of the longest row, and so of the longest sample.
+    """
     config = AutoConfig.from_pretrained(model_name_or_path).get_text_config()
     kinds = set(config.layer_types or []) if "layer_types" in config else set()
     if kinds - {"full_attention"}:
         raise InputError(
             f"model {model_name_or_path}: its {', '.join(sorted(kinds - {'full_attention'}))} layers cannot keep the "
             "branches of an image tree apart; train it with --image_trees false"
+        )
+    window = config.to_dict().get("sliding_window")
+    if window is not None and window < row_tokens:
+        raise InputError(
+            f"model {model_name_or_path}: sees {window:,} tokens back, which the mask of image trees does not know; "
+            f"set --max_tokens_per_row to at most {window}, or --image_trees false"
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -419,7 +420,7 @@ def load_processor(model_name_or_path: str, backbone: Backbone, max_pixels: int 
         raise InputError(f"model {model_name_or_path}: has no chat template; restore the model's own chat_template")
     try:
         training_template(processor, backbone)
-    except ValueError as error:
+    except (ValueError, TemplateError) as error:
         raise InputError(f"model {model_name_or_path}: {error}") from error
     return processor
 

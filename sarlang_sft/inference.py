@@ -114,6 +114,7 @@ def answer_each(tuned: TunedModel, asked: list[Asked], max_new_tokens: int) -> l
         **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        eos_token_id=stop_tokens(tuned),
         return_dict_in_generate=True,
         output_logits=True,
         # a released generation config may hold sampling defaults, which greedy decoding would warn about
@@ -133,6 +134,7 @@ def answer_each(tuned: TunedModel, asked: list[Asked], max_new_tokens: int) -> l
 
 
 def stop_tokens(tuned: TunedModel) -> list[int]:
-    """The tokens that end an answer."""
+    """The tokens that end an answer: the tokenizer's, which training teaches, and those of the generation config."""
     stops = tuned.model.generation_config.eos_token_id
-    return stops if isinstance(stops, list) else [stops]
+    named = stops if isinstance(stops, list) else [stops]
+    return sorted({token for token in [*named, tuned.processor.tokenizer.eos_token_id] if token is not None})

@@ -254,7 +254,7 @@ def make_missing_inputs(model: ModelArguments, data: DataArguments, training: Tr
 def prepare_attention(model: ModelArguments, data: DataArguments, training: TrainArguments) -> Attention:
     """Choose the attention kernels, print them, and refuse image trees for models that would mix their branches."""
     if data.image_trees:
-        check_isolates_branches(model.model_name_or_path)
+        check_isolates_branches(model.model_name_or_path, data.max_tokens_per_row)
     half = model.dtype != "float32" or bool(training.bf16 or training.fp16)
     attention = choose_attention(model.attn_implementation, data.image_trees, not training.use_cpu, half)
     if training.process_index == 0:
@@ -438,8 +438,9 @@ def build_trainer(
         counts = count_components(trainer.model, backbone, trainable)
         print(component_table(counts, trainable, tuning), flush=True)
     if peft_config is not None and not trainer.is_deepspeed_enabled:
-        for parameter in trainer.model.parameters():  # 16 bits would round small steps away
-            if parameter.requires_grad:
+        # 16 bits would round small steps away. PEFT casts what adapters get and give; copies need autocast for that.
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad and (".lora_" in name or training.bf16 or training.fp16):
                 parameter.data = parameter.data.float()
     if tuning.init_lora_weights == "eva":
         trainer.start_from_data([plan.train[number] for number in range(min(tuning.eva_rows, len(plan.train)))])

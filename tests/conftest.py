@@ -109,9 +109,10 @@ def assemble(
 
 
 def make_trainer(
-    model: Path, data: Path, out: Path, tuning: TuningArguments, plan: Plan | None = None, **options: object
-) -> tuple[DialogueTrainer, Trainable]:
-    """[`assemble`] in float32, for a few quick steps.
+    model: Path, data: Path, out: Path, tuning: TuningArguments, plan: Plan | None = None, dtype: str = "float32",
+    **options: object,
+) -> tuple[DialogueTrainer, Trainable]:  # fmt: skip
+    """[`assemble`] for a few quick steps.
 
     Args:
         plan: Rows to train on instead of those planned.
@@ -122,4 +123,4 @@ def make_trainer(
     quick = {"max_steps": 3, "save_strategy": "no", "gradient_checkpointing": False, "lr_scheduler_type": "constant"}
     quick |= {"learning_rate": 1e-3, "report_to": "none", "dataloader_num_workers": 0, "output_dir": str(out)}
     training = TrainArguments(**{**quick, **options})
-    return assemble(ModelArguments(str(model), dtype="float32"), tuning, data_args, training, plan)
+    return assemble(ModelArguments(str(model), dtype=dtype), tuning, data_args, training, plan)

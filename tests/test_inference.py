@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sarlang_sft.backbones import BACKBONES, load_processor
+from sarlang_sft.backbones import BACKBONES, load_processor, training_template
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_picture, save_ops
-from sarlang_sft.inference import Asked, answer_each, encode, load_tuned
+from sarlang_sft.inference import Asked, answer_each, encode, load_tuned, stop_tokens
 from sarlang_sft.predict import exchange_images, predict_to_file, read_questions
 from sarlang_sft.release import merge_adapter, sample_inputs
 from sarlang_sft.shared_trunk import answer_together
@@ -168,6 +168,20 @@ def test_batched_answers_equal_single_ones_and_transformers_own_greedy_search(
         output = tuned.model.generate(**inputs, max_new_tokens=12, do_sample=False)
         tokens = output[0, inputs["input_ids"].shape[1] :]
         assert tuned.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
+
+
+def test_an_answer_ends_at_what_training_teaches_whatever_the_released_config_says(tinies: dict[str, Path]) -> None:
+    for family, folder in tinies.items():
+        tuned = load_tuned(str(folder), None)
+        ends = tuned.processor.tokenizer.eos_token_id
+        template = training_template(tuned.processor, tuned.backbone)
+        assert tuned.processor.tokenizer.eos_token in template.replace(
+            "eos_token", tuned.processor.tokenizer.eos_token
+        )
+        for configured in (None, 7, [7, 8]):
+            tuned.model.generation_config.eos_token_id = configured
+            others = [configured] if isinstance(configured, int) else configured or []
+            assert stop_tokens(tuned) == sorted({ends, *others}), family
 
 
 @pytest.mark.parametrize("family", sorted(BACKBONES))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
-from transformers import ProcessorMixin, Qwen3NextConfig
+from transformers import MistralConfig, ProcessorMixin, Qwen3NextConfig
 
 from sarlang_sft.attention import (
     FLEX,
@@ -151,7 +151,7 @@ def test_real_qwen_trees_have_the_tokens_labels_and_answers_of_separate_samples(
 ) -> None:
     backbone = BACKBONES["qwen2_5_vl"]
     processor = load_processor(str(real_data / "qwen2_5_vl_7b"), backbone)
-    check_isolates_branches(str(real_data / "qwen2_5_vl_7b"))
+    check_isolates_branches(str(real_data / "qwen2_5_vl_7b"), 1 << 20)
     for layout in ("one tree", "several trees in a row"):
         check_tokens(processor, backbone, rows_of(pictures, layout))
 
@@ -266,11 +266,16 @@ def test_attention_is_chosen_for_the_machine_and_the_path() -> None:
             choose_attention(requested, trees, on_cuda=False, half=half)
 
 
-def test_models_that_mix_branches_are_refused_by_their_layers(tiny: Path, tmp_path: Path) -> None:
-    check_isolates_branches(str(tiny))
+def test_models_that_mix_branches_are_refused_by_their_layers(tinies: dict[str, Path], tmp_path: Path) -> None:
+    for folder in tinies.values():
+        check_isolates_branches(str(folder), 1 << 20)
     Qwen3NextConfig(num_hidden_layers=4).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"linear_attention layers cannot keep .* --image_trees false"):
-        check_isolates_branches(str(tmp_path))
+        check_isolates_branches(str(tmp_path), 4096)
+    MistralConfig(sliding_window=2048).save_pretrained(tmp_path)
+    check_isolates_branches(str(tmp_path), 2048)
+    with pytest.raises(InputError, match=r"sees 2,048 tokens back, .*; set --max_tokens_per_row to at most 2048"):
+        check_isolates_branches(str(tmp_path), 4096)
 
 
 def test_dialogues_with_other_images_are_no_tree(tiny: Path, pictures: Path) -> None:

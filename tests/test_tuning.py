@@ -434,3 +434,46 @@ def test_a_checkpoint_of_another_model_is_refused_before_its_weights_are_read(
         build_skeleton(str(tmp_path), QWEN)
     for family, folder in tinies.items():
         build_skeleton(str(folder), BACKBONES[family])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tuning": "pissa", "projector": "full", "projector_lr": 1e-4},
+        {"tuning": "qlora", "use_dora": True, "vision_tower": "lora", "loraplus_lr_ratio": 4.0},
+        {"init_lora_weights": "eva", "eva_rows": 4},
+    ],
+)
+def test_resumed_equals_uninterrupted(options: dict, tinies: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    """Where the base's weights, the copies or the starting point belong to what a checkpoint must bring back."""
+    results = []
+    for name, checkpoint in (("whole", None), ("resumed", tmp_path / "whole/checkpoint-2")):
+        trainer, _ = make_trainer(
+            tinies["qwen2_5_vl"], data, tmp_path / name, TuningArguments(**options), max_steps=4,
+            save_strategy="steps", save_steps=2, lr_scheduler_type="linear",
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        results.append({n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad})
+    for parameter, value in results[0].items():
+        assert torch.allclose(value, results[1][parameter], atol=1e-7), parameter
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("way", ["lora_projector", "qlora", "dora"])
+def test_adapters_on_a_bfloat16_model_keep_small_steps(
+    way: str, autocast: bool, tinies: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    trainer, _ = make_trainer(
+        tinies["qwen2_5_vl"], data, tmp_path, TuningArguments(tuning=way), dtype="bfloat16", bf16=autocast,
+        learning_rate=1e-7,
+    )  # fmt: skip
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.requires_grad == (name in before)
+        whole = ".lora_" in name or autocast
+        if parameter.requires_grad:
+            assert parameter.dtype == (torch.float32 if whole else torch.bfloat16)
+            assert not whole or not torch.equal(parameter, before[name]), name
+        elif parameter.dtype.is_floating_point:
+            assert parameter.dtype == torch.bfloat16, name
