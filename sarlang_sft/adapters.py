@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, initialize_lora_eva_weights
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sarlang_sft.backbones import Backbone, component_of
@@ -98,11 +99,14 @@ def keep_initial(model: PeftModel, out: Path) -> None:
 
 
 def save_as_lora(model: PeftModel, out: Path) -> None:
-    """PiSSA (arXiv 2404.02948): save the adapter as a LoRA of twice the rank that fits the untouched base.
+    """PiSSA (arXiv 2404.02948): turn the saved adapter into a LoRA of twice the rank that fits the untouched base.
 
     In training the base's weights lack what the adapters start from.
     """
+    weights = out / "adapter_model.safetensors"
+    in_full = {name: tensor for name, tensor in load_file(weights).items() if ".lora_" not in name}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "PiSSA changes the base weights")  # which this mends
         model.save_pretrained(out, path_initial_model_for_weight_conversion=str(out / INITIAL))
+    save_file({**load_file(weights), **in_full}, weights, {"format": "pt"})  # PEFT converts adapters alone
     shutil.rmtree(out / INITIAL)

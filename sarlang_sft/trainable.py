@@ -124,11 +124,13 @@ def _named_modules(
         if not names:
             raise InputError(f"{option}: the model has no module of this name")
         for name in names:
-            mode = tuning.modes()[component_of(name, backbone)]
-            if mode != "lora":
-                raise InputError(f"{option}: {name} lies in the {component_of(name, backbone)}, whose mode is {mode}")
-            if any(_within(layer, [name]) for layer in adapted) or not list(skeleton.get_submodule(name).parameters()):
+            parts = {component_of(own, backbone) for own, _ in skeleton.named_parameters() if _within(own, [name])}
+            if any(_within(layer, [name]) for layer in adapted) or not parts:
                 raise InputError(f"{option}: {name} holds adapters or no weights; name a module without adapters")
+            [component] = parts  # a module of several components holds adapters
+            mode = tuning.modes()[component]
+            if mode != "lora":
+                raise InputError(f"{option}: {name} lies in the {component}, whose mode is {mode}")
             if name in tied:
                 raise InputError(
                     f"{option}: this model's embedding and head are one weight, which an adapter cannot keep tied; "

@@ -170,3 +170,7 @@ class TuningArguments:
                 "init_lora_weights pissa: changes the weights it starts from, which quantisation and DoRA do not "
                 "allow; leave one of them out"
             )
+        if self.init_lora_weights == "pissa" and self.use_rslora and len(set(self.ranks().values())) > 1:
+            raise InputError(
+                "init_lora_weights pissa: with use_rslora all components need one rank; leave out the others"
+            )

@@ -184,6 +184,7 @@ def test_explicit_options_win_over_the_named_way() -> None:
         ({"tuning": "projector", "use_dora": True}, "use_dora: no component has adapters"),
         ({"tuning": "full", "modules_to_save": ["norm"]}, "modules_to_save: no component has adapters"),
         ({"tuning": "pissa", "load_in_4bit": True}, "init_lora_weights pissa: changes the weights it starts from"),
+        ({"tuning": "pissa", "use_rslora": True, "language_model_lora_r": 4}, "all components need one rank"),
         ({"init_lora_weights": "svd"}, "init_lora_weights `svd`: choose one of"),
         ({"loraplus_lr_ratio": 0.5}, "loraplus_lr_ratio 0.5"),
     ],
@@ -204,6 +205,7 @@ def test_contradictory_options_are_refused(options: dict, message: str) -> None:
         ({"modules_to_save": ["classifier"]}, "modules_to_save `classifier`: the model has no module of this name"),
         ({"modules_to_save": ["merger"]}, "lies in the projector, whose mode is frozen"),
         ({"modules_to_save": ["layers"]}, "holds adapters or no weights"),
+        ({"modules_to_save": ["model"]}, "holds adapters or no weights"),
         ({"modules_to_save": ["embed_tokens"]}, "embedding and head are one weight"),
     ],
 )
@@ -260,13 +262,16 @@ def test_modules_to_save_train_are_saved_and_merged(tinies: dict[str, Path], dat
 
 
 def test_eva_starts_from_what_the_layers_see(tinies: dict[str, Path], data: Path, tmp_path: Path) -> None:
-    tuning = TuningArguments(init_lora_weights="eva", vision_tower="lora", lora_r=4, eva_rows=8)
+    tuning = TuningArguments(
+        init_lora_weights="eva", vision_tower="lora", vision_tower_lora_r=2, projector="full", lora_r=4, eva_rows=8
+    )
     trainer, _ = make_trainer(tinies["qwen2_5_vl"], data, tmp_path, tuning)
     seen: list[torch.Tensor] = []
     layer = trainer.model.get_submodule("base_model.model.model.language_model.layers.1.mlp.gate_proj")
     for name, parameter in trainer.model.named_parameters():
         if ".lora_A." in name:
-            assert torch.allclose(parameter @ parameter.T, torch.eye(4), atol=1e-4), f"{name}: principal directions"
+            rank = 2 if "visual" in name else 4
+            assert torch.allclose(parameter @ parameter.T, torch.eye(rank), atol=1e-4), f"{name}: directions"
         assert ".lora_B." not in name or not parameter.any()
     layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().flatten(0, -2)))
     explained = []
@@ -286,7 +291,7 @@ def test_pissa_is_released_as_a_lora_that_fits_the_untouched_base(
     tinies: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
     tiny = tinies["qwen2_5_vl"]
-    tuning = TuningArguments(tuning="pissa", lora_r=4)
+    tuning = TuningArguments(tuning="pissa", lora_r=4, projector="full", vision_tower="lora", vision_tower_lora_r=4)
     trainer, trainable = make_trainer(tiny, data, tmp_path, tuning, save_strategy="steps", save_steps=3)
     base = load_file(tiny / "model.safetensors")
     layer = trainer.model.get_submodule("base_model.model.model.language_model.layers.0.mlp.up_proj")
@@ -297,7 +302,10 @@ def test_pissa_is_released_as_a_lora_that_fits_the_untouched_base(
     save_result(trainer, DataArguments(data=str(data)), trainer.train().metrics)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert {value.shape[0] for key, value in tensors.items() if "lora_A" in key} == {8}
-    assert len(tensors) == 2 * len(trainable.adapted) and not (tmp_path / "initial_adapter").exists()
+    assert (
+        len(tensors) == 2 * len(trainable.adapted) + len(trainable.full)
+        and not (tmp_path / "initial_adapter").exists()
+    )
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]]))
     with torch.inference_mode():
         trained = trainer.model.eval()(**batch).logits
