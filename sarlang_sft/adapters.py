@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sarlang_sft.backbones import Backbone, component_of
+from sarlang_sft.errors import InputError
 from sarlang_sft.trainable import Trainable
 from sarlang_sft.tuning import TuningArguments
 
 INITIAL = "initial_adapter"
+EVA_ROUNDS = 30
 
 
 def lora_config(
@@ -44,7 +46,8 @@ def lora_config(
         modules_to_save=trainable.saved or None,
         rank_pattern={patterns[component]: rank for component, rank in own.items()},
         alpha_pattern={
-            patterns[component]: tuning.lora_alpha * rank / tuning.lora_r for component, rank in own.items()
+            patterns[component]: tuning.lora_alpha * (rank / tuning.lora_r) ** (0.5 if tuning.use_rslora else 1)
+            for component, rank in own.items()
         },
     )
 
@@ -71,8 +74,22 @@ def start_from_data(model: PeftModel, batches: list[dict[str, Any]]) -> None:
     """EVA (arXiv 2410.07170): the adapters' A become the principal directions of what their layers see.
 
     Args:
-        batches: Model inputs on the model's device; as few are taken as the directions need to settle.
+        batches: Model inputs on the model's device; they are gone through until the directions settle.
+
+    Raises:
+        InputError: They do not, as where a layer sees fewer tokens than its rank.
     """
+    passes = 0
+
+    def forward(model: PeftModel, inputs: dict[str, Any]) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes > EVA_ROUNDS * len(batches):
+            raise InputError(
+                f"init_lora_weights eva: the directions do not settle in {EVA_ROUNDS} rounds over {len(batches)} "
+                "rows; a layer may see fewer tokens than its rank: lower lora_r, or raise eva_rows"
+            )
+        return model(**inputs)
 
     def flat(layer_input: Any, model_input: Any, name: str) -> torch.Tensor:
         tokens = layer_input if isinstance(layer_input, torch.Tensor) else layer_input[0]
@@ -83,6 +100,7 @@ def start_from_data(model: PeftModel, batches: list[dict[str, Any]]) -> None:
     initialize_lora_eva_weights(
         model,
         batches,
+        forward_fn=forward,
         prepare_model_inputs_fn=None,
         prepare_layer_inputs_fn=flat,
         gather_distributed_inputs=False,  # every rank looks at the same rows

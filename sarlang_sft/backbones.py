@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -124,8 +125,9 @@ def smart_resized(processor: ProcessorMixin, width: int, height: int) -> Frame:
 def central_square(processor: ProcessorMixin, width: int, height: int) -> Frame:
     """LLaVA-1.5: the short side resized, the ends of the long side cut off."""
     side, crop = processor.image_processor.size["shortest_edge"], processor.image_processor.crop_size
-    scale = side / min(width, height)
-    resized = Frame.of(width, height).resized(int(scale * width), int(scale * height))
+    long = max(width, height) * side // min(width, height)
+    size = (side, long) if width <= height else (long, side)
+    resized = Frame.of(width, height).resized(*size)
     return resized.centred(crop["width"], crop["height"])
 
 
@@ -300,36 +302,42 @@ def build_skeleton(
         InputError: A local checkpoint does not hold exactly these weights.
     """
     config = AutoConfig.from_pretrained(model_name_or_path)
+    if "quantization_config" in config.to_dict():
+        raise InputError(
+            f"model {model_name_or_path}: its weights are stored quantised; give the whole model, and `tuning: qlora` "
+            "to quantise it while it loads"
+        )
     unset_hf_deepspeed_config()
     with torch.device("meta"):
         skeleton = backbone.model_class(config)
     if deepspeed_config:
         set_hf_deepspeed_config(deepspeed_config)
     if Path(model_name_or_path).is_dir():
-        wrong = _misfits(_stored_shapes(Path(model_name_or_path)), skeleton)
-        if wrong:
-            raise InputError(
-                f"model {model_name_or_path}: its checkpoint does not fit its config.json: {len(wrong)} tensors are "
-                f"missing, unknown or of another shape (such as {min(wrong)}); it may belong to another model"
-            )
+        _check_fit(Path(model_name_or_path), skeleton)
     return skeleton
 
 
-def _stored_shapes(folder: Path) -> dict[str, torch.Size]:
-    """Shapes of the tensors in a checkpoint, from the headers of its safetensors files."""
+def _stored_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    shapes = {}
     for name in sorted(names):
         if not (folder / name).is_file():
             raise InputError(f"model {folder}: {name} is missing; only safetensors are read, never pickled weights")
+    return [folder / name for name in sorted(names)]
+
+
+def _stored_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Shapes of the tensors in a checkpoint, from the headers of its files."""
+    shapes = {}
+    for path in _stored_files(folder):
         try:
-            with safe_open(folder / name, "pt") as file:
+            with safe_open(path, "pt") as file:
                 shapes |= {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise InputError(f"model {folder}: {name} is no whole safetensors file: {error}") from error
+            raise InputError(f"model {folder}: {path.name} is no whole safetensors file: {error}") from error
     return shapes
 
 
@@ -343,13 +351,32 @@ def module_names(stored: Iterable[str], skeleton: PreTrainedModel) -> dict[str, 
     return {key: rename_source_key(key, renamings, converters, prefix, state)[0] for key in stored}
 
 
-def _misfits(stored: dict[str, torch.Size], skeleton: PreTrainedModel) -> set[str]:
-    """Names of tensors that are missing, unknown or of another shape."""
-    names = module_names(stored, skeleton)
+def _check_fit(folder: Path, model: PreTrainedModel) -> None:
+    """Raise [`InputError`] unless a checkpoint holds exactly the model's tensors; tied ones may be there once."""
+    stored = _stored_shapes(folder)
+    names = module_names(stored, model)
     found = {names[key]: shape for key, shape in stored.items()}
-    wanted = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
-    must_be_there = wanted.keys() - skeleton.all_tied_weights_keys.keys()
-    return {name for name in must_be_there | found.keys() if found.get(name) != wanted.get(name)}
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    must_be_there = wanted.keys() - model.all_tied_weights_keys.keys()
+    wrong = {name for name in must_be_there | found.keys() if found.get(name) != wanted.get(name)}
+    if wrong:
+        raise InputError(
+            f"model {folder}: its checkpoint does not fit its config.json: {len(wrong)} tensors are missing, unknown "
+            f"or of another shape (such as {min(wrong)}); it may belong to another model"
+        )
+
+
+def bring_back(model: PreTrainedModel, folder: Path) -> None:
+    """Load a checkpoint of a run into its model; raises [`InputError`] unless every tensor finds its place.
+
+    transformers' trainer looks for the names of modules, finds the older ones that checkpoints are written with, and
+    goes on with the weights that the model has.
+    """
+    _check_fit(folder, model)
+    for path in _stored_files(folder):
+        stored = load_file(path)
+        names = module_names(stored, model)
+        model.load_state_dict({names[key]: tensor for key, tensor in stored.items()}, strict=False)
 
 
 def load_weights(
@@ -443,7 +470,8 @@ def _training_template(own: str, ours: tuple[str, ...]) -> str:
         if asked == wanted:
             return template
     raise ValueError(
-        "its chat template asks in other words than its family's; restore the original chat_template of the model"
+        "its chat template asks in other words than those verified for its family; restore the original "
+        "chat_template, or add a training template to sarlang_sft/templates.py"
     )
 
 

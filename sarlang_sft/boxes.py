@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 PLACEHOLDER = re.compile(r"<box:(\d+)>")
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _LIST = re.compile(rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*\]")
-_PAIRS = re.compile(rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)(?:\s*,\s*\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\))+")
+# Corners of one box are joined by a comma alone; decoding drops the marks that also part one box from the next.
+_PAIRS = re.compile(rf"\({_NUMBER},{_NUMBER}\)(?:,\({_NUMBER},{_NUMBER}\))+")
 
 Points = list[float]
 """Of a box in pixels of the stored image: `x y w h`, or the 8 numbers of its four corners."""
@@ -107,10 +108,11 @@ class BoxConvention:
                 continue
             across, down = (side / (self.units or side) for side in frame.size)
             stored = [frame.outside(x * across, y * down) for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
-            (x, y), (right, bottom), *others = stored
-            boxes.append(
-                [x, y, right - x, bottom - y] if not others else [value for point in stored for value in point]
-            )
+            if len(stored) == 4:
+                boxes.append([value for point in stored for value in point])
+                continue
+            (left, right), (top, bottom) = (sorted(values) for values in zip(*stored, strict=True))
+            boxes.append([left, top, right - left, bottom - top])
         return boxes
 
 

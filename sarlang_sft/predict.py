@@ -83,10 +83,8 @@ def keep_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.is_file() and beside.is_file():
         begun = json.loads(beside.read_text(encoding="utf-8"))
         for name, value in settings.items():
-            if begun.get(name) != value:
-                raise InputError(
-                    f"{path}: was begun with {name} {begun.get(name)!r}, not {value!r}; choose another --out"
-                )
+            if name in begun and begun[name] != value:
+                raise InputError(f"{path}: was begun with {name} {begun[name]!r}, not {value!r}; choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -54,7 +54,7 @@ def choose_trainable(skeleton: PreTrainedModel, backbone: Backbone, tuning: Tuni
     saved: list[str] = []
     if tuning.adapts():
         saved = _covering_modules(skeleton, full)
-        named = _named_modules(skeleton, backbone, tuning, adapted)
+        named = _named_modules(skeleton, backbone, tuning, adapted, unused)
         saved += named
         full |= {name for name in parameters if _within(name, named)}
     quantised = linear_modules(skeleton, backbone, "language_model") if tuning.bits() else []
@@ -82,10 +82,11 @@ def _adapted(
         wanted = re.compile(tuning.lora_target_modules)
     except re.error as error:
         raise InputError(f"{option}: is no regular expression: {error}") from error
-    matched = {component: [name for name in layers[component] if wanted.fullmatch(name)] for component in COMPONENTS}
+    candidates = {**layers, **targets}
+    matched = {part: [name for name in names if wanted.fullmatch(name)] for part, names in candidates.items()}
     if not any(matched.values()):
         example = next(iter(targets.values()))[0]
-        raise InputError(f"{option}: matches no linear layer that may be adapted; their names are like {example}")
+        raise InputError(f"{option}: matches no linear layer that is run and may be adapted; one is {example}")
     for component, names in matched.items():
         if names and modes[component] != "lora":
             raise InputError(
@@ -98,7 +99,7 @@ def _adapted(
                 f"{option}: matches no layer of the {component}, whose mode is lora; set `{component}: frozen`, or "
                 f"widen the expression (its layers are named like {targets[component][0]})"
             )
-    return [name for component, names in targets.items() for name in names if name in matched[component]]
+    return [name for component in targets for name in matched[component]]
 
 
 def _covering_modules(skeleton: PreTrainedModel, parameters: set[str]) -> list[str]:
@@ -113,7 +114,11 @@ def _covering_modules(skeleton: PreTrainedModel, parameters: set[str]) -> list[s
 
 
 def _named_modules(
-    skeleton: PreTrainedModel, backbone: Backbone, tuning: TuningArguments, adapted: list[str]
+    skeleton: PreTrainedModel,
+    backbone: Backbone,
+    tuning: TuningArguments,
+    adapted: list[str],
+    unused: tuple[str, ...],
 ) -> list[str]:
     """The modules of the option `modules_to_save`."""
     tied = {key.removesuffix(".weight") for pair in skeleton.all_tied_weights_keys.items() for key in pair}
@@ -131,6 +136,8 @@ def _named_modules(
             mode = tuning.modes()[component]
             if mode != "lora":
                 raise InputError(f"{option}: {name} lies in the {component}, whose mode is {mode}")
+            if _within(name, unused):
+                raise InputError(f"{option}: the model never runs {name}, so that it would not train; leave it out")
             if name in tied:
                 raise InputError(
                     f"{option}: this model's embedding and head are one weight, which an adapter cannot keep tied; "

@@ -3,16 +3,19 @@
 import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import SequentialSampler
+from transformers.trainer_optimizer import is_optimizer_factory
 from trl import SFTTrainer
 
 from sarlang_sft.adapters import start_from_data
 from sarlang_sft.attention import tree_mask
-from sarlang_sft.backbones import Backbone
+from sarlang_sft.backbones import Backbone, bring_back
 from sarlang_sft.collate import IGNORED
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
@@ -119,11 +122,24 @@ class DialogueTrainer(SFTTrainer):
         if set(tuning.rates(rate).values()) == {rate} and tuning.loraplus_lr_ratio == 1:
             return
         optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        if options.keys() & {"params", "model", "optimizer_dict"}:
+        if is_optimizer_factory(optimiser) or options.keys() & {"params", "model", "optimizer_dict"}:
             raise InputError(f"optim {self.args.optim}: cannot give components a learning rate; use adamw_torch")
         decaying = self.get_decay_parameter_names(self.model)
         groups = parameter_groups(self.model, backbone, tuning, rate, self.args.weight_decay, decaying)
         self.optimizer_cls_and_kwargs = optimiser, {**options, "params": groups}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Resume; models without adapters by the names that their checkpoints have, see `bring_back`."""
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            bring_back(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            bring_back(self.model, Path(self.state.best_model_checkpoint))
 
     def _get_train_sampler(self, train_dataset: PlannedRows | None = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # the plan is the order

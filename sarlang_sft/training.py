@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import deepspeed
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -211,6 +212,8 @@ class TrainArguments(SFTConfig):
             self.ddp_backend = "gloo"
         self.hf_deepspeed_config = None  # which transformers sets only if there is one
         super().__post_init__()
+        if self.checkpointed != "both" and not self.gradient_checkpointing:
+            raise InputError(f"checkpointed {self.checkpointed}: gradient_checkpointing is off; leave one of them out")
 
 
 def _prepare_deepspeed(on_cpu: bool) -> None:
@@ -275,6 +278,11 @@ def prepare_tuning(
         raise InputError(
             "deepspeed: ZeRO-3 cuts the weights that quantisation, pissa and eva read whole; use "
             "deepspeed_configs/zero2.json"
+        )
+    if not tuning.adapts() and model.dtype != "float32" and not (training.bf16 or training.fp16):
+        raise InputError(
+            f"dtype {model.dtype}: weights of 16 bits round small steps away; set --bf16 true, which computes in 16 "
+            "bits and keeps what trains in 32, or --dtype float32"
         )
     trainable = choose_trainable(skeleton, backbone, tuning)
     return trainable, quantisation(skeleton, backbone, tuning.bits(), model.dtype)
@@ -437,11 +445,14 @@ def build_trainer(
     if trainer.is_world_process_zero():
         counts = count_components(trainer.model, backbone, trainable)
         print(component_table(counts, trainable, tuning), flush=True)
-    if peft_config is not None and not trainer.is_deepspeed_enabled:
-        # 16 bits would round small steps away. PEFT casts what adapters get and give; copies need autocast for that.
-        for name, parameter in trainer.model.named_parameters():
-            if parameter.requires_grad and (".lora_" in name or training.bf16 or training.fp16):
-                parameter.data = parameter.data.float()
+    if not trainer.is_deepspeed_enabled:  # which keeps weights in 32 bits beside those of the model
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # 16 bits would round small steps away
+    if training.use_cpu:
+        for module in trainer.model.modules():
+            if isinstance(module, Linear4bit):  # evaluation would repack its weights in a form that cannot train
+                module.support_avx512bf16_for_cpu = False
     if tuning.init_lora_weights == "eva":
         trainer.start_from_data([plan.train[number] for number in range(min(tuning.eva_rows, len(plan.train)))])
     if tuning.init_lora_weights == "pissa" and trainer.is_world_process_zero():

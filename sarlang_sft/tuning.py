@@ -53,7 +53,10 @@ class TuningArguments:
     language_model_lora_r: int | None = field(default=None, metadata={"help": "Rank; default: lora_r."})
     lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
     lora_alpha: float = field(
-        default=16, metadata={"help": "Scale of the adapters: alpha / r; a component's own rank keeps this scale."}
+        default=16,
+        metadata={
+            "help": "Scale of the adapters: alpha / r (rsLoRA: alpha / sqrt(r)); a component's own rank keeps it."
+        },
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
     lora_target_modules: str | None = field(
@@ -106,11 +109,13 @@ class TuningArguments:
 
     def ranks(self) -> dict[str, int]:
         """Rank of the adapters by component."""
-        return {component: vars(self)[f"{component}_lora_r"] or self.lora_r for component in COMPONENTS}
+        own = {component: vars(self)[f"{component}_lora_r"] for component in COMPONENTS}
+        return {component: self.lora_r if rank is None else rank for component, rank in own.items()}
 
     def rates(self, learning_rate: float) -> dict[str, float]:
         """Learning rate by component."""
-        return {component: vars(self)[f"{component}_lr"] or learning_rate for component in COMPONENTS}
+        own = {component: vars(self)[f"{component}_lr"] for component in COMPONENTS}
+        return {component: learning_rate if rate is None else rate for component, rate in own.items()}
 
     def adapts(self) -> bool:
         """Whether any component gets adapters."""
@@ -140,6 +145,11 @@ class TuningArguments:
                 "load_in_4bit and load_in_8bit: quantised weights cannot be trained in full; set "
                 "`language_model: lora`, or leave the quantisation out"
             )
+        if self.bits() and not self.adapts():
+            raise InputError(
+                "load_in_4bit and load_in_8bit: a quantised model trains adapters only; set `projector: lora` (or "
+                "another component), or leave the quantisation out"
+            )
         if self.language_model == "full" and self.adapts():
             raise InputError(
                 "language_model: full beside lora: an adapter would have to hold a second language model; set "
@@ -147,9 +157,10 @@ class TuningArguments:
             )
 
     def _check_adapters(self) -> None:
-        for component, rank in self.ranks().items():
-            if rank < 1:
-                raise InputError(f"lora_r {rank}: the rank of {component} must be at least 1")
+        for option in ("lora_r", *(f"{component}_lora_r" for component in COMPONENTS)):
+            rank = vars(self)[option]
+            if rank is not None and rank < 1:
+                raise InputError(f"{option} {rank}: must be at least 1")
         if self.lora_alpha <= 0:
             raise InputError(f"lora_alpha {self.lora_alpha}: must be above 0")
         if not 0 <= self.lora_dropout < 1:

@@ -62,6 +62,9 @@ def test_written_and_read_back_a_box_is_the_same_to_the_conventions_step(
                 error = np.abs(corners(read) - corners(points))
                 assert (error <= unit(backbone, frame) / 2 + 1e-6).all(), (text, error)
                 assert backbone.box_convention.write(read, frame) == text
+                spoken = processor.tokenizer.encode(f"{text}, {text}{text} and {text}.", add_special_tokens=False)
+                spoken = processor.tokenizer.decode(spoken, skip_special_tokens=True)  # as answers are
+                assert backbone.box_convention.read(spoken, frame) == [read] * 4
                 checked += 1
     assert checked == 2 * 40 * len(SIZES)
 
@@ -113,6 +116,7 @@ def test_every_convention_writes_as_its_family_does() -> None:
     assert QWEN2_VL.write(rotated, frame) == "<|quad_start|>(100,100),(350,100),(350,400),(100,400)<|quad_end|>"
     assert QWEN2_VL.read("(100,100),(350,400) and (1,2),(3,4)", frame)[0] == box, "special tokens are not decoded"
     assert THOUSANDTHS.read("[1, 2, 3] [100, 100, 350, 400] 12 [x]", frame) == [box]
+    assert PIXELS.read("[140, 120, 40, 30]", frame) == [box], "corners in any order"
     assert PIXELS.write([-50.0, -50.0, 100.0, 100.0], frame) == "[0, 0, 100, 150]", "cut at the edge"
     with pytest.raises(ValueError, match="outside the picture"):
         PIXELS.write([300.0, 10.0, 5.0, 5.0], frame)

@@ -216,6 +216,7 @@ def test_without_arguments_the_missing_sample_and_base_are_made(tmp_path: Path) 
         (["--image_ops", "resize:4000", "--max_pixels", "2000000", "--max_tokens_per_row", "9000"],
          "longer than the model's context (lower max_pixels, or a resize in image_ops)"),
         (["--use_liger_kernel", "true"], "use_liger_kernel: not verified for any family here"),
+        (["--checkpointed", "vision_tower", "--gradient_checkpointing", "false"], "gradient_checkpointing is off"),
         (["--checkpointed", "projector"], "checkpointed `projector`: choose one of both, vision_tower"),
         (["--activation_offloading", "true"], "activation_offloading: moves activations off the GPU"),
     ],

@@ -175,8 +175,13 @@ def test_explicit_options_win_over_the_named_way() -> None:
         ({"language_model": "adapter"}, "language_model: `adapter` is no mode"),
         ({"vision_tower": "lora", "language_model": "full"}, "full beside lora: an adapter would have to hold"),
         ({"tuning": "qlora", "language_model": "full"}, "quantised weights cannot be trained in full; set"),
+        (
+            {"tuning": "qlora", "language_model": "frozen", "projector": "full"},
+            "a quantised model trains adapters only",
+        ),
         ({"load_in_4bit": True, "load_in_8bit": True}, "load_in_4bit and load_in_8bit: choose one"),
         ({"lora_r": 0}, "lora_r 0"),
+        ({"vision_tower": "lora", "vision_tower_lora_r": 0}, "vision_tower_lora_r 0: must be at least 1"),
         ({"vision_tower_lora_r": 4}, "vision_tower_lora_r: vision_tower is frozen; leave it out or set"),
         ({"projector": "full", "projector_lora_r": 4}, "projector_lora_r: projector is full"),
         ({"projector_lr": 1e-4}, "projector_lr: projector is frozen"),
@@ -197,11 +202,11 @@ def test_contradictory_options_are_refused(options: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora_target_modules": "q_proj"}, "matches no linear layer .*; their names are like model.language_model"),
+        ({"lora_target_modules": "q_proj"}, "matches no linear layer that is run .*; one is model.language_model"),
         ({"lora_target_modules": r".*\.(qkv|q_proj)"}, r"matches 3 layers of the vision_tower \(such as .*blocks.0"),
         ({"lora_target_modules": r".*q_proj", "projector": "lora"}, "matches no layer of the projector, whose mode"),
         ({"lora_target_modules": "*"}, "is no regular expression"),
-        ({"lora_target_modules": "lm_head"}, "matches no linear layer that may be adapted"),
+        ({"lora_target_modules": "lm_head"}, "matches no linear layer that is run and may be adapted"),
         ({"modules_to_save": ["classifier"]}, "modules_to_save `classifier`: the model has no module of this name"),
         ({"modules_to_save": ["merger"]}, "lies in the projector, whose mode is frozen"),
         ({"modules_to_save": ["layers"]}, "holds adapters or no weights"),
@@ -212,6 +217,35 @@ def test_contradictory_options_are_refused(options: dict, message: str) -> None:
 def test_names_that_do_not_fit_the_model_are_refused(options: dict, message: str, tinies: dict[str, Path]) -> None:
     with pytest.raises(InputError, match=message):
         choose_trainable(skeleton_of("qwen2_5_vl", tinies), QWEN, TuningArguments(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"lora_target_modules": r".*vision_tower.*layers\.2\..*", "language_model": "frozen"},
+            "no linear layer that is run",
+        ),
+        ({"lora_target_modules": r".*layers\.2\..*"}, "matches no layer of the vision_tower, whose mode is lora"),
+        ({"modules_to_save": ["post_layernorm"]}, "the model never runs model.vision_tower.post_layernorm"),
+    ],
+)
+def test_layers_that_are_never_run_are_refused(options: dict, message: str, tinies: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_trainable(
+            skeleton_of("llava", tinies), BACKBONES["llava"], TuningArguments(**{"vision_tower": "lora", **options})
+        )
+
+
+@pytest.mark.parametrize("family", list(BACKBONES))
+def test_exactly_the_parameters_said_to_be_never_run_get_no_gradient(
+    family: str, tinies: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    trainer, trainable = make_trainer(tinies[family], data, tmp_path, TuningArguments(tuning="full"))
+    trainer.model.requires_grad_(True)
+    batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]]))
+    trainer.model(**batch).logits.square().sum().backward()
+    assert {name for name, p in trainer.model.named_parameters() if p.grad is None} == trainable.idle
 
 
 def test_chosen_layers_get_adapters_and_no_others(tinies: dict[str, Path]) -> None:
@@ -232,6 +266,10 @@ def test_every_component_has_its_own_rank_and_rate(tinies: dict[str, Path], data
             assert parameter.shape[0] == (2 if "visual" in name else 8)
     scales = {module.scaling["default"] for module in trainer.model.modules() if isinstance(module, LoraLayer)}
     assert scales == {2.0}
+    stable = TuningArguments(vision_tower="lora", vision_tower_lora_r=2, lora_r=8, lora_alpha=16, use_rslora=True)
+    model = with_adapters(QWEN.model_class.from_pretrained(tinies["qwen2_5_vl"]), QWEN, stable)
+    scales = [module.scaling["default"] for module in model.modules() if isinstance(module, LoraLayer)]
+    assert scales == pytest.approx([16 / 8**0.5] * len(scales))
     trainer.create_optimizer()
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     rates = {names[id(p)]: group for group in trainer.optimizer.param_groups for p in group["params"]}
@@ -285,6 +323,15 @@ def test_eva_starts_from_what_the_layers_see(tinies: dict[str, Path], data: Path
     assert explained > 0.8, "they hold most of what four directions can"
     save_result(trainer, DataArguments(data=str(data)), trainer.train().metrics)
     load_tuned(str(tinies["qwen2_5_vl"]), str(tmp_path))
+
+
+def test_eva_says_where_it_would_never_end(tinies: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    """PEFT goes round and round where a layer sees fewer tokens than its rank."""
+    tuning = TuningArguments(init_lora_weights="eva", projector="lora", projector_lora_r=64, eva_rows=1)
+    with pytest.raises(
+        InputError, match=r"do not settle in 30 rounds over 1 rows; .* lower lora_r, or raise eva_rows"
+    ):
+        make_trainer(tinies["qwen2_5_vl"], data, tmp_path, tuning, image_trees=False)
 
 
 def test_pissa_is_released_as_a_lora_that_fits_the_untouched_base(
@@ -445,19 +492,25 @@ def test_a_checkpoint_of_another_model_is_refused_before_its_weights_are_read(
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("family", "options"),
     [
-        {"tuning": "pissa", "projector": "full", "projector_lr": 1e-4},
-        {"tuning": "qlora", "use_dora": True, "vision_tower": "lora", "loraplus_lr_ratio": 4.0},
-        {"init_lora_weights": "eva", "eva_rows": 4},
+        ("qwen2_5_vl", {"tuning": "pissa", "projector": "full", "projector_lr": 1e-4}),
+        ("qwen2_5_vl", {"tuning": "qlora", "use_dora": True, "vision_tower": "lora", "loraplus_lr_ratio": 4.0}),
+        ("qwen2_5_vl", {"init_lora_weights": "eva", "eva_rows": 4}),
+        ("qwen2_5_vl", {"tuning": "full"}),
+        ("llava", {"tuning": "language_model"}),
+        ("llava_next", {"tuning": "projector"}),
+        ("qwen3_vl", {"tuning": "full"}),
     ],
 )
-def test_resumed_equals_uninterrupted(options: dict, tinies: dict[str, Path], data: Path, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(
+    family: str, options: dict, tinies: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
     """Where the base's weights, the copies or the starting point belong to what a checkpoint must bring back."""
     results = []
     for name, checkpoint in (("whole", None), ("resumed", tmp_path / "whole/checkpoint-2")):
         trainer, _ = make_trainer(
-            tinies["qwen2_5_vl"], data, tmp_path / name, TuningArguments(**options), max_steps=4,
+            tinies[family], data, tmp_path / name, TuningArguments(**options), max_steps=4,
             save_strategy="steps", save_steps=2, lr_scheduler_type="linear",
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -466,22 +519,58 @@ def test_resumed_equals_uninterrupted(options: dict, tinies: dict[str, Path], da
         assert torch.allclose(value, results[1][parameter], atol=1e-7), parameter
 
 
+@pytest.mark.parametrize("way", ["full", "lora"])
+def test_the_best_model_is_brought_back_at_the_end(
+    way: str, tinies: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """The highest loss counts as best here, so that it is not the last."""
+    trainer, _ = make_trainer(
+        tinies["qwen2_5_vl"], data, tmp_path, TuningArguments(tuning=way), max_steps=3, save_strategy="steps",
+        save_steps=1, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, greater_is_better=True,
+        metric_for_best_model="eval_loss",
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(max(losses), abs=1e-5) and max(losses) == losses[0]
+
+
+def test_a_quantised_model_trains_on_after_an_evaluation(tinies: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    tuning = TuningArguments(tuning="qlora")
+    trainer, _ = make_trainer(
+        tinies["qwen2_5_vl"], data, tmp_path, tuning, eval_strategy="steps", eval_steps=1, eval_on_start=True
+    )
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("way", ["lora_projector", "qlora", "dora"])
-def test_adapters_on_a_bfloat16_model_keep_small_steps(
+@pytest.mark.parametrize("way", ["lora_projector", "qlora", "dora", "projector", "full"])
+def test_what_trains_of_a_bfloat16_model_keeps_small_steps(
     way: str, autocast: bool, tinies: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
-    trainer, _ = make_trainer(
-        tinies["qwen2_5_vl"], data, tmp_path, TuningArguments(tuning=way), dtype="bfloat16", bf16=autocast,
-        learning_rate=1e-7,
-    )  # fmt: skip
+    tuning = TuningArguments(tuning=way)
+    options = {"dtype": "bfloat16", "bf16": autocast, "learning_rate": 1e-7}
+    if not autocast and not tuning.adapts():
+        with pytest.raises(InputError, match="dtype bfloat16: weights of 16 bits round small steps away; set --bf16"):
+            make_trainer(tinies["qwen2_5_vl"], data, tmp_path, tuning, **options)
+        return
+    trainer, _ = make_trainer(tinies["qwen2_5_vl"], data, tmp_path, tuning, **options)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         assert parameter.requires_grad == (name in before)
-        whole = ".lora_" in name or autocast
         if parameter.requires_grad:
-            assert parameter.dtype == (torch.float32 if whole else torch.bfloat16)
-            assert not whole or not torch.equal(parameter, before[name]), name
+            assert parameter.dtype == torch.float32 and not torch.equal(parameter, before[name]), name
         elif parameter.dtype.is_floating_point:
             assert parameter.dtype == torch.bfloat16, name
+
+
+def test_a_model_stored_in_4_bits_is_refused(tinies: dict[str, Path], tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(tinies["qwen2_5_vl"])
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match="its weights are stored quantised; give the whole model, and `tuning: qlora`"
+    ):
+        build_skeleton(str(tmp_path), QWEN)
