@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jinja2 import TemplateError
@@ -411,6 +412,10 @@ def load_weights(
     if wrong:
         listed = "; ".join(f"{kind}: {len(keys)} (such as {min(map(str, keys))})" for kind, keys in wrong.items())
         raise InputError(f"model {model_name_or_path}: its checkpoint does not fit the family: {listed}")
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # Some CPUs would repack 4-bit weights in evaluation: they compute in bfloat16 then, and can train no more.
+            module.support_avx512bf16_for_cpu = False
     # Saving reverts the key conversions of loading. Under ZeRO-3 transformers also keeps those that matched no key,
     # and would write `model.model.*`.
     model._weight_conversions = [conversion for conversion in model._weight_conversions if conversion.was_used()]

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import deepspeed
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -449,10 +448,6 @@ def build_trainer(
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # 16 bits would round small steps away
-    if training.use_cpu:
-        for module in trainer.model.modules():
-            if isinstance(module, Linear4bit):  # evaluation would repack its weights in a form that cannot train
-                module.support_avx512bf16_for_cpu = False
     if tuning.init_lora_weights == "eva":
         trainer.start_from_data([plan.train[number] for number in range(min(tuning.eva_rows, len(plan.train)))])
     if tuning.init_lora_weights == "pissa" and trainer.is_world_process_zero():
