@@ -1,12 +1,15 @@
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
-from conftest import run_script
+from conftest import ROOT, run_script
 from PIL import Image
 
+from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.reporting import confusion_picture, contact_sheet, majority_answers, majority_verdicts, question_form
 from sarlang_sft.scoring.predictions import Row
+from sarlang_sft.tuning import TUNINGS
 
 
 def row(label: str, predict: str | None, question: str = "What is the category of the target in the image?") -> Row:
@@ -71,3 +74,30 @@ def test_contact_sheet_shows_missing_answers(sample: Path, tmp_path: Path) -> No
     rows = [row("T72.", "T72")] * 3
     contact_sheet([replace(item, predict=None) for item in rows], rows, sample, tmp_path / "s.png", samples=3)
     assert (tmp_path / "s.png").is_file()
+
+
+def test_the_page_of_what_ran_where_has_every_family_and_way() -> None:
+    """`make support` writes the table from the results of tests/test_matrix.py."""
+    page = (ROOT / "docs/support.md").read_text()
+    table = page.split("<!-- matrix: written by docs/write_support.py -->")[1].split("<!-- end of matrix -->")[0]
+    head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.split("\n") if line]
+    assert head == ["tuning", *BACKBONES, "run on"] and [row[0] for row in rows] == list(TUNINGS)
+    assert all(cell == "passed" for row in rows for cell in row[1:-1])
+    assert {row[-1] for row in rows} == {"CPU tiny; H200 full size: not run"}
+
+
+def test_the_page_tells_what_failed_and_what_was_not_run(tmp_path: Path) -> None:
+    names = runpy.run_path(str(ROOT / "docs/write_support.py"))
+    case = '<testcase name="test_family_and_way[{}-lora]">{}</testcase>'
+    cases = [case.format(family, "") for family in BACKBONES]
+    (tmp_path / "good.xml").write_text(f"<testsuite>{''.join(cases)}</testsuite>")
+    cases[0] = case.format(next(iter(BACKBONES)), "<failure/>")
+    (tmp_path / "bad.xml").write_text(f"<testsuite>{''.join(cases)}</testsuite>")
+    for name, first, run_on in (
+        ("good", "passed", "CPU tiny; H200 full size: not run"),
+        ("bad", "failed", "CPU tiny: not all; H200 full size: not run"),
+    ):
+        table = names["table"]({"CPU tiny": names["read_results"](tmp_path / f"{name}.xml")})
+        lora, tower = table.split("\n")[2:4]
+        assert lora.startswith(f"| `lora` | {first} | passed |") and lora.endswith(f"| {run_on} |")
+        assert tower.startswith("| `lora_tower` | not run |")
