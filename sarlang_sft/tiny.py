@@ -46,6 +46,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
     SiglipVisionConfig,
 )
+from transformers.video_processing_utils import BaseVideoProcessor
 from trl.chat_template_utils import qwen2_5_vl_chat_template, qwen3_vl_chat_template
 
 from sarlang_sft import templates
@@ -115,17 +116,19 @@ def _qwen_ids(tokenizer: Qwen2Tokenizer) -> tuple[dict[str, Any], dict[str, int]
     return {**text, "pad_token_id": ids["<|endoftext|>"]}, images
 
 
-def _limits() -> dict[str, int]:
-    return {"shortest_edge": 48 * 48, "longest_edge": 288 * 288}
+def _qwen_processor(
+    kind: type[ProcessorMixin], video_kind: type[BaseVideoProcessor], tokenizer: Qwen2Tokenizer, template: str
+) -> ProcessorMixin:
+    limits = {"shortest_edge": 48 * 48, "longest_edge": 288 * 288}
+    patches = {"patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2, "size": limits}
+    return kind(Qwen2VLImageProcessor(**patches), tokenizer, video_kind(**patches), template)
 
 
 def build_tiny_qwen2_vl(out: Path, texts: list[str], seed: int) -> None:
     """Write a tiny Qwen2-VL and its processor; `texts` train the tokenizer."""
     chat = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
     tokenizer = _qwen_tokenizer(texts, chat, QWEN2_VL_BOX_TOKENS)
-    image_processor = Qwen2VLImageProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=_limits())
-    video_processor = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=_limits())
-    processor = Qwen2VLProcessor(image_processor, tokenizer, video_processor, qwen2_5_vl_chat_template)
+    processor = _qwen_processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, tokenizer, qwen2_5_vl_chat_template)
     text, images = _qwen_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
     config = Qwen2VLConfig(
@@ -144,9 +147,7 @@ def build_tiny_qwen2_5_vl(out: Path, texts: list[str], seed: int) -> None:
     """Write a tiny Qwen2.5-VL and its processor; `texts` train the tokenizer."""
     chat = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
     tokenizer = _qwen_tokenizer(texts, chat)
-    image_processor = Qwen2VLImageProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=_limits())
-    video_processor = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=_limits())
-    processor = Qwen2_5_VLProcessor(image_processor, tokenizer, video_processor, qwen2_5_vl_chat_template)
+    processor = _qwen_processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, tokenizer, qwen2_5_vl_chat_template)
     text, images = _qwen_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
     config = Qwen2_5_VLConfig(
@@ -165,9 +166,7 @@ def build_tiny_qwen2_5_vl(out: Path, texts: list[str], seed: int) -> None:
 def build_tiny_qwen3_vl(out: Path, texts: list[str], seed: int) -> None:
     """Write a tiny Qwen3-VL, with one deep-stacked layer, and its processor; `texts` train the tokenizer."""
     tokenizer = _qwen_tokenizer(texts, ["user\n", "assistant\n"])
-    image_processor = Qwen2VLImageProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=_limits())
-    video_processor = Qwen3VLVideoProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=_limits())
-    processor = Qwen3VLProcessor(image_processor, tokenizer, video_processor, qwen3_vl_chat_template)
+    processor = _qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, tokenizer, qwen3_vl_chat_template)
     text, images = _qwen_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     config = Qwen3VLConfig(
