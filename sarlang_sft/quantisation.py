@@ -15,7 +15,7 @@ def quantisation(skeleton: PreTrainedModel, backbone: Backbone, bits: int, dtype
     Args:
         skeleton: The model without weights, see `build_skeleton`.
         bits: 4 is NF4 with double quantisation (QLoRA, arXiv 2305.14314), 8 is LLM.int8, 0 is none.
-        dtype: In which the 4-bit weights compute.
+        dtype: In which the 4-bit weights compute; `auto` is the one that the model is stored in.
     """
     if not bits:
         return None
@@ -27,6 +27,6 @@ def quantisation(skeleton: PreTrainedModel, backbone: Backbone, bits: int, dtype
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=skeleton.dtype if dtype == "auto" else dtype,
+        bnb_4bit_compute_dtype=(skeleton.config.dtype or "float32") if dtype == "auto" else dtype,
         llm_int8_skip_modules=kept,
     )

@@ -91,7 +91,9 @@ def test_published_recipe_adapts_exactly_the_7b_language_models_linear_layers(qw
 
 
 def test_qlora_leaves_the_7bs_tower_projector_and_head_as_they_are(qwen_7b: PreTrainedModel) -> None:
-    kept = quantisation(qwen_7b, QWEN, 4, "bfloat16").llm_int8_skip_modules
+    kept = quantisation(qwen_7b, QWEN, 4, "auto").llm_int8_skip_modules
+    assert quantisation(qwen_7b, QWEN, 4, "auto").bnb_4bit_compute_dtype == torch.bfloat16
+    assert quantisation(qwen_7b, QWEN, 4, "float16").bnb_4bit_compute_dtype == torch.float16
     assert len(kept) == 32 * 5 + 2 + 1 and all(name.startswith(("model.visual.", "lm_head")) for name in kept)
     assert len(choose_trainable(qwen_7b, QWEN, TuningArguments(tuning="qlora")).quantised) == 196
 
