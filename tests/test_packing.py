@@ -201,6 +201,8 @@ def test_what_no_row_can_hold_is_left_out_by_name(tiny: Path, odd: Path) -> None
         "huge.png:0": "image longer than a row",
         "long:0": "dialogue longer than a row",
     }
+    small = {item.reason for item in find_left_out(lengths, Layout(True, 1 << 20, None, 1, context=120))}
+    assert small == {"no answer", "longer than the model's context"}, "whatever the rows would hold"
     flat = find_left_out(lengths, Layout(False, 120, None, 1))
     assert [item.reason for item in flat] == ["no answer"]
     with pytest.raises(
