@@ -227,7 +227,7 @@ def test_predictions_with_and_without_a_shared_trunk_are_the_same(
     rows = {}
     for shared, size in ((True, 12), (False, 8)):
         path = tmp_path / f"{shared}.jsonl"
-        assert predict_to_file(tuned, questions, sample, path, size, 6, shared) == (50, [])
+        assert predict_to_file(tuned, questions, sample, path, size, 6, shared) == (50, {})
         rows[shared] = {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
     for identifier, row in rows[True].items():
         row["logprob"] = pytest.approx(row["logprob"], abs=1e-3)
