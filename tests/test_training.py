@@ -104,6 +104,7 @@ def test_two_ranks_give_the_single_process_losses(
         ("qwen3_vl", "zero3", ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"]),
         ("llava", "ddp", ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"]),
         ("llava_next", "ddp", ["--tuning", "qlora", "--optim", "paged_adamw_8bit"]),
+        ("qwen2_vl", "zero2", ["--tuning", "qlora"]),
     ],
 )
 def test_two_ranks_tune_every_component_as_one_process_does(
@@ -116,13 +117,16 @@ def test_two_ranks_tune_every_component_as_one_process_does(
     run_script(recipe, *common(tiny, data, tmp_path / "single", 2), *options)
     deepspeed = ["--deepspeed", ROOT / f"deepspeed_configs/{mode}.json"] if mode != "ddp" else []
     torchrun(2, recipe, *common(tiny, data, tmp_path / "out", 1), *options, *deepspeed)
-    assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "single"), abs=2e-4)
+    # TRL makes the adapters of a quantised model bfloat16; DeepSpeed keeps its float32 copies to itself
+    rounded = mode == "zero2"
+    assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "single"), abs=5e-3 if rounded else 2e-4)
     ours, reference = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "single"))
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in reference.items()}
     start = load_file(tiny / "model.safetensors")
     for key, value in ours.items():
         # 8-bit optimisers round their states block by block
-        assert torch.allclose(value, reference[key], atol=2e-3 if "qlora" in options else 3e-4), key
+        tolerance = 2e-2 if rounded else 2e-3 if "qlora" in options else 3e-4
+        assert torch.allclose(value.float(), reference[key], atol=tolerance), key
         assert ".lora_B." not in key or value.any(), f"{key}: no gradient came here"
     if "qlora" not in options:
         assert sum("lora" not in key for key in ours) == sum("merger" in k or "multi_modal" in k for k in start)
