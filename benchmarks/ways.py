@@ -22,17 +22,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import setting
 
-from sarlang_sft.backbones import build_skeleton, find_backbone, load_processor, load_weights
-from sarlang_sft.training import (
-    DataArguments,
-    ModelArguments,
-    TrainArguments,
-    build_trainer,
-    make_collator,
-    plan_rows,
-    prepare_attention,
-    prepare_tuning,
-)
+from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
+from sarlang_sft.backbones import find_backbone
+from sarlang_sft.loading import build_skeleton, load_processor, load_weights
+from sarlang_sft.training import build_trainer, make_collator, plan_rows, prepare_attention, prepare_tuning
 from sarlang_sft.tuning import TUNINGS, TuningArguments
 
 

@@ -14,6 +14,7 @@ from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.predict import exchange_images, keep_settings, predict_to_file, read_questions
+from sarlang_sft.quantisation import bits_of
 from sarlang_sft.records import image_root_of
 
 
@@ -47,9 +48,7 @@ def main() -> None:
     (args,) = parse_arguments([GenerateArguments], __doc__)
     if args.batch_size < 1 or args.max_new_tokens < 1:
         raise InputError("--batch_size and --max_new_tokens must be at least 1")
-    if args.load_in_4bit and args.load_in_8bit:
-        raise InputError("--load_in_4bit and --load_in_8bit: choose one of them")
-    bits = 4 if args.load_in_4bit else 8 if args.load_in_8bit else 0
+    bits = bits_of(args.load_in_4bit, args.load_in_8bit)
     image_root = image_root_of(Path(args.data), args.image_root)
     questions = read_questions(Path(args.data), args.split, args.subsets, args.tasks, args.limit)
     if args.exchange_images:

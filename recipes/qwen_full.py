@@ -12,13 +12,12 @@ The loss is on the answers only. The language model trains; `--projector full` a
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sarlang_sft.backbones import build_skeleton, find_backbone, load_processor, load_weights
+from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
+from sarlang_sft.backbones import find_backbone
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.loading import build_skeleton, load_processor, load_weights
 from sarlang_sft.training import (
-    DataArguments,
-    ModelArguments,
-    TrainArguments,
     build_trainer,
     check_supervision,
     make_collator,

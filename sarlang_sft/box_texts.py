@@ -14,12 +14,7 @@ Turns = list[dict[str, str]]
 def frame_of(processor: ProcessorMixin, backbone: Backbone, image_ops: list[str], width: int, height: int) -> Frame:
     """The picture that the model sees of a stored image of this size in pixels."""
     before = frame_after(image_ops, width, height)
-    after = backbone.frame(processor, round(before.size[0]), round(before.size[1]))
-    return Frame(
-        (before.scale[0] * after.scale[0], before.scale[1] * after.scale[1]),
-        (before.shift[0] * after.scale[0] + after.shift[0], before.shift[1] * after.scale[1] + after.shift[1]),
-        after.size,
-    )
+    return before.then(backbone.frame(processor, round(before.size[0]), round(before.size[1])))
 
 
 def write_turns(turns: Turns, boxes: list[dict], backbone: Backbone, frame: Frame) -> Turns:

@@ -54,6 +54,12 @@ class Frame:
         """The central part of the picture, padded where it is smaller."""
         return self.cropped(int((self.size[0] - width) / 2), int((self.size[1] - height) / 2), width, height)
 
+    def then(self, later: "Frame") -> "Frame":
+        """This picture seen through another frame, whose stored image it is."""
+        shift = later.inside(*self.shift)
+        scale = (self.scale[0] * later.scale[0], self.scale[1] * later.scale[1])
+        return Frame(scale, shift, later.size)
+
     def inside(self, x: float, y: float) -> tuple[float, float]:
         """A stored point in the picture."""
         return self.scale[0] * x + self.shift[0], self.scale[1] * y + self.shift[1]

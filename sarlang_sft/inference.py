@@ -10,17 +10,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, ProcessorMixin
 
-from sarlang_sft.backbones import (
-    Backbone,
-    build_skeleton,
-    find_backbone,
-    load_processor,
-    load_weights,
-    training_template,
-)
+from sarlang_sft.backbones import Backbone, find_backbone, training_template
 from sarlang_sft.collate import to_messages
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_ops
+from sarlang_sft.loading import build_skeleton, load_processor, load_weights
 from sarlang_sft.quantisation import quantisation
 
 

@@ -4,6 +4,14 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sarlang_sft.backbones import Backbone, linear_modules
+from sarlang_sft.errors import InputError
+
+
+def bits_of(load_in_4bit: bool | None, load_in_8bit: bool | None) -> int:
+    """4, 8, or 0 for weights as they are; raises [`InputError`] if both are wanted."""
+    if load_in_4bit and load_in_8bit:
+        raise InputError("load_in_4bit and load_in_8bit: choose one of them")
+    return 4 if load_in_4bit else 8 if load_in_8bit else 0
 
 
 def quantisation(skeleton: PreTrainedModel, backbone: Backbone, bits: int, dtype: str) -> BitsAndBytesConfig | None:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
-from safetensors import safe_open
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.inference import Asked, TunedModel, encode, load_tuned
+from sarlang_sft.loading import stored_shapes
 from sarlang_sft.sarlang import CAPTION_PROMPT, VQA_PROMPT
 
 # Largest logit difference that rounding the merged weights may make, as a part of the logits' standard deviation.
@@ -52,12 +52,9 @@ def sample_inputs(tuned: TunedModel) -> list[dict[str, torch.Tensor]]:
 
 def stored_keys(model: str) -> set[str]:
     """Names of the tensors in a checkpoint's safetensors files; `model` is a folder or a hub name."""
-    folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, allow_patterns="*.safetensors"))
-    keys: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            keys.update(file.keys())
-    return keys
+    wanted = ["*.safetensors", "*.safetensors.index.json"]
+    folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, allow_patterns=wanted))
+    return set(stored_shapes(folder))
 
 
 @torch.inference_mode()

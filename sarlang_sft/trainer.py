@@ -15,10 +15,11 @@ from trl import SFTTrainer
 
 from sarlang_sft.adapters import start_from_data
 from sarlang_sft.attention import tree_mask
-from sarlang_sft.backbones import Backbone, bring_back
+from sarlang_sft.backbones import Backbone
 from sarlang_sft.collate import IGNORED
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
+from sarlang_sft.loading import bring_back
 from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.trees import PADDING

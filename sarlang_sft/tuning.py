@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sarlang_sft.errors import InputError
+from sarlang_sft.quantisation import bits_of
 
 COMPONENTS = ("vision_tower", "projector", "language_model")
 MODES = ("frozen", "lora", "full")
@@ -123,7 +124,7 @@ class TuningArguments:
 
     def bits(self) -> int:
         """In how many bits the language model's linear layers are loaded; 0: they are not quantised."""
-        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 0
+        return bits_of(self.load_in_4bit, self.load_in_8bit)
 
     def _check_modes(self) -> None:
         modes = self.modes()
@@ -138,8 +139,6 @@ class TuningArguments:
             raise InputError(
                 "every component is frozen: set vision_tower, projector or language_model to lora or full"
             )
-        if self.load_in_4bit and self.load_in_8bit:
-            raise InputError("load_in_4bit and load_in_8bit: choose one of them")
         if self.bits() and self.language_model == "full":
             raise InputError(
                 "load_in_4bit and load_in_8bit: quantised weights cannot be trained in full; set "

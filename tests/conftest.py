@@ -5,34 +5,20 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from sarlang_sft.adapters import lora_config
-from sarlang_sft.backbones import (
-    BACKBONES,
-    Backbone,
-    build_skeleton,
-    find_backbone,
-    load_processor,
-    load_weights,
-)
+from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
+from sarlang_sft.backbones import BACKBONES, Backbone, find_backbone
+from sarlang_sft.loading import build_skeleton, load_processor, load_weights
 from sarlang_sft.records import read_dialogue_table, write_data_folder
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
 from sarlang_sft.trainable import Trainable, choose_trainable
 from sarlang_sft.trainer import DialogueTrainer
-from sarlang_sft.training import (
-    DataArguments,
-    ModelArguments,
-    Plan,
-    TrainArguments,
-    build_trainer,
-    make_collator,
-    plan_rows,
-    prepare_attention,
-    prepare_tuning,
-)
+from sarlang_sft.training import Plan, build_trainer, make_collator, plan_rows, prepare_attention, prepare_tuning
 from sarlang_sft.tuning import TuningArguments
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +30,14 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("SAR_REAL_DATA is not set: it names a folder with real SAR data and a real processor")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def qwen_7b(real_data: Path) -> PreTrainedModel:
+    """The real 7B model without storage for its weights."""
+    config = AutoConfig.from_pretrained(real_data / "qwen2_5_vl_7b")
+    with torch.device("meta"):
+        return Qwen2_5_VLForConditionalGeneration(config)
 
 
 @pytest.fixture(scope="session")

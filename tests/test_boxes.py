@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from sarlang_sft.backbones import BACKBONES, Backbone, load_processor
+from sarlang_sft.backbones import BACKBONES, Backbone
 from sarlang_sft.box_texts import frame_of, write_table
 from sarlang_sft.boxes import FRACTIONS, PIXELS, QWEN2_VL, THOUSANDTHS, Frame, write_boxes
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.inference import load_tuned
+from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.predict import predict_to_file, read_questions
 from sarlang_sft.records import Box, Dialogue, Record, Turn, write_data_folder

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from sarlang_sft.backbones import BACKBONES, find_backbone, load_processor
+from sarlang_sft.backbones import BACKBONES, find_backbone
 from sarlang_sft.collate import IGNORED, DialogueCollator, Tokens, expand_images, image_runs, to_messages
 from sarlang_sft.errors import InputError
+from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, read_mixture
 
 QWEN = BACKBONES["qwen2_5_vl"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import ROOT, assemble
 
+from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import find_backbone
 from sarlang_sft.configuration import parse_arguments
-from sarlang_sft.training import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.tuning import TuningArguments
 
 CONFIGS = sorted((ROOT / "recipes/configs").rglob("*.yaml"))

@@ -10,10 +10,11 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sarlang_sft.backbones import BACKBONES, load_processor, training_template
+from sarlang_sft.backbones import BACKBONES, training_template
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_picture, save_ops
 from sarlang_sft.inference import Asked, answer_each, encode, load_tuned, stop_tokens
+from sarlang_sft.loading import load_processor
 from sarlang_sft.predict import exchange_images, predict_to_file, read_questions
 from sarlang_sft.release import merge_adapter, sample_inputs
 from sarlang_sft.shared_trunk import answer_together

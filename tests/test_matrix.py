@@ -8,15 +8,13 @@ from conftest import make_trainer
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from sarlang_sft.arguments import DataArguments
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.release import merge_adapter
 from sarlang_sft.trainable import own_name
 from sarlang_sft.trainer import DialogueTrainer
-from sarlang_sft.training import (
-    DataArguments,
-    save_result,
-)
+from sarlang_sft.training import save_result
 from sarlang_sft.tuning import TUNINGS, TuningArguments
 
 FAMILIES, WAYS = list(BACKBONES), list(TUNINGS)

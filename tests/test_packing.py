@@ -10,10 +10,11 @@ import pytest
 from conftest import ROOT, run_script
 from PIL import Image
 
-from sarlang_sft.backbones import find_backbone, load_processor
+from sarlang_sft.backbones import find_backbone
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.lengths import Lengths, measure
+from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, Mixture, parse_sources, read_mixture
 from sarlang_sft.packing import Layout, PlannedRows, find_left_out, plan_epochs, tokens_of
 from sarlang_sft.records import Dialogue, Record, Turn, write_data_folder

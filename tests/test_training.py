@@ -13,6 +13,7 @@ from conftest import ROOT, make_trainer, run_script
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError
@@ -21,12 +22,7 @@ from sarlang_sft.inference import load_tuned
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.release import sample_inputs
-from sarlang_sft.training import (
-    DataArguments,
-    ModelArguments,
-    Plan,
-    TrainArguments,
-)
+from sarlang_sft.training import Plan
 from sarlang_sft.tuning import TuningArguments
 
 LORA, FULL = ROOT / "recipes/qwen_lora.py", ROOT / "recipes/qwen_full.py"

@@ -23,9 +23,10 @@ from sarlang_sft.attention import (
     tree_mask,
     tree_rule,
 )
-from sarlang_sft.backbones import BACKBONES, find_backbone, load_processor, load_weights, mrope_positions
+from sarlang_sft.backbones import BACKBONES, find_backbone, mrope_positions
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
+from sarlang_sft.loading import load_processor, load_weights
 from sarlang_sft.trainer import answer_weights, answers
 from sarlang_sft.trees import PADDING, TRUNK, TreeCollator
 
