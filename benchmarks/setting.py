@@ -3,6 +3,8 @@
 import json
 import platform
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,15 @@ def texts_of(data: Path) -> list[str]:
     chat = ["system\nYou are a helpful assistant.", "\n", "user\n", "assistant\n", "USER: ", " ASSISTANT:"]
     texts = [text for dialogue in turns for turn in dialogue for text in turn.values()]
     return list(dict.fromkeys([*chat, *texts, *(f" {text}" for text in texts)]))
+
+
+def run_apart(script: str, words: list[Any], result: Path) -> dict[str, Any]:
+    """What a script writes to the JSON file `result`, in a process of its own; ends the program if it fails."""
+    command = [sys.executable, script, *map(str, words), "--out", str(result)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    if finished.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-4000:]}")
+    return json.loads(result.read_text(encoding="utf-8"))
 
 
 def hardware() -> str:

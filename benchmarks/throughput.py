@@ -11,7 +11,6 @@ prompt-completion rows, one question per sample. The first step (compilation, fi
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -227,17 +226,13 @@ def main() -> None:
         runs = []
         for turns in options.turns:
             for path in options.paths:
-                result = Path(scratch) / "one.json"
-                words = [sys.executable, __file__, "--path", path, "--turns", str(turns), "--out", str(result)]
+                words = ["--path", path, "--turns", turns]
+                words += ["--gradient_checkpointing"] * options.gradient_checkpointing
                 for name in ("shape", "tuning", "images_per_step", "steps", "batch", "trees_per_row", "rows",
                              "workers", "images", "real_processor", "folder"):  # fmt: skip
                     if getattr(options, name) is not None:
-                        words += [f"--{name}", str(getattr(options, name))]
-                words += ["--gradient_checkpointing"] * options.gradient_checkpointing
-                finished = subprocess.run(words, capture_output=True, text=True)
-                if finished.returncode:
-                    raise SystemExit(f"{path} at {turns} turns failed:\n{finished.stderr[-4000:]}")
-                runs.append(json.loads(result.read_text(encoding="utf-8")))
+                        words += [f"--{name}", getattr(options, name)]
+                runs.append(setting.run_apart(__file__, words, Path(scratch) / "one.json"))
                 print(table(runs[-1:]).splitlines()[1], flush=True)
     earlier = (
         json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.out and options.out.is_file() else []

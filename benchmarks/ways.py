@@ -11,7 +11,6 @@ beyond what it had before the model was loaded.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -105,15 +104,10 @@ def main() -> None:
         del model
         runs = []
         for way in options.ways:
-            result = Path(scratch) / "one.json"
-            words = [sys.executable, __file__, "--way", way, "--out", str(result)]
+            words = ["--way", way, *["--gradient_checkpointing"] * options.gradient_checkpointing]
             for name in ("dtype", "lora_r", "row", "steps", "images", "folder"):
-                words += [f"--{name}", str(getattr(options, name))]
-            words += ["--gradient_checkpointing"] * options.gradient_checkpointing
-            finished = subprocess.run(words, capture_output=True, text=True)
-            if finished.returncode:
-                raise SystemExit(f"{way} failed:\n{finished.stderr[-4000:]}")
-            runs.append(json.loads(result.read_text(encoding="utf-8")))
+                words += [f"--{name}", getattr(options, name)]
+            runs.append(setting.run_apart(__file__, words, Path(scratch) / "one.json"))
             print(table(runs).splitlines()[-1], flush=True)
     print(table(runs))
     of_all = {"shape": options.shape, "dtype": options.dtype, "lora_r": options.lora_r, "row": options.row}

@@ -36,3 +36,14 @@ def test_generation_ways_give_the_same_answers(tmp_path: Path) -> None:
     runs = json.loads(out.read_text())["runs"]
     assert [run["name"] for run in runs] == ["one_by_one", "batched", "shared_trunk"]
     assert all(run["same_answers"] == 1 and run["questions_per_s"] > 0 for run in runs)
+
+
+def test_ways_to_tune_are_measured_beside_plain_lora(tmp_path: Path) -> None:
+    out = tmp_path / "ways.json"
+    words = ["--ways", "lora", "qlora", "--steps", 1, "--images", 8, "--out", out]
+    output = run_script(ROOT / "benchmarks/ways.py", *words)
+    lora, qlora = json.loads(out.read_text())["runs"]
+    assert [lora["way"], qlora["way"]] == ["lora", "qlora"] and lora["trainable"] == qlora["trainable"] == 454_656
+    assert all(run[key] > 0 for run in (lora, qlora) for key in ("qa_per_s", "memory_bytes", "loss"))
+    assert qlora["loss"] == pytest.approx(lora["loss"], rel=0.05) and qlora["loss"] != lora["loss"]
+    assert "of LoRA" in output
