@@ -12,7 +12,8 @@ from sarlang_sft.class_folders import convert_folders
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.records import print_manifest, write_data_folder
-from sarlang_sft.sarlang import CAPTION_PROMPT, VQA_PROMPT
+from sarlang_sft.sarlang import VQA_PROMPT
+from sarlang_sft.sarlang_texts import CAPTION_PROMPT
 
 
 @dataclass

@@ -4,11 +4,12 @@ import hashlib
 import random
 from pathlib import Path
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import IMAGE_SUFFIXES, header_size
-from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val
+from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val, to_table
 
 SPLIT_NAMES = {
     "train": "train",
@@ -24,7 +25,7 @@ DIALOGUES_PER_IMAGE = 4
 
 def convert_folders(
     root: Path, source: str, val_fraction: float, caption_prompt: str, vqa_prompt: str, seed: int
-) -> tuple[list[Record], list[Rejection], dict[str, str]]:
+) -> tuple[pa.Table, list[Rejection], dict[str, str]]:
     """Four dialogues per image, at any depth: its class, a yes and a no question, and a general caption.
 
     The class asked for by the no question is drawn by `seed` and the image's path. Folder names are the class names,
@@ -38,7 +39,8 @@ def convert_folders(
         InputError: There is no split folder, or fewer than two classes.
 
     Returns:
-        Records, the rejections of every file that is in none of them, and one hash of all file names and sizes.
+        Records as a table, the rejections of every file that is in none of them, and one hash of all file names and
+        sizes.
     """
     if not root.is_dir():
         raise InputError(f"--root {root}: no such folder")
@@ -77,9 +79,10 @@ def convert_folders(
             for row, (task, question, answer) in enumerate(asked, 1)
         ]
         records.append(Record([relative], *size, source, splits[split], dialogues=dialogues))
+    table = to_table(records)
     if "val" not in splits.values():
-        records = carve_val(records, val_fraction)
-    return records, rejections, {".": listing.hexdigest()}
+        table = carve_val(table, val_fraction)
+    return table, rejections, {".": listing.hexdigest()}
 
 
 def _folders(root: Path) -> list[Path]:

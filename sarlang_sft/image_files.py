@@ -1,5 +1,7 @@
 """Image files by name and header, without decoding them: suffixes, safe paths, sizes."""
 
+import os
+import warnings
 from pathlib import Path
 
 import rasterio
@@ -11,6 +13,7 @@ from sarlang_sft.errors import InputError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # in order of preference for one stem
 TIFF_SUFFIXES = (".tif", ".tiff")
 LARGEST_ASPECT = 200  # Qwen's processors refuse longer images
+LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses to decode
 
 
 def path_inside(root: Path, relative: str) -> Path:
@@ -28,12 +31,46 @@ def header_size(root: Path, relative: str) -> tuple[int, int] | str:
     except InputError:
         return "path leaves the image root"
     try:
-        if path.suffix.lower() in TIFF_SUFFIXES:
-            with rasterio.open(path) as file:
-                size = (file.width, file.height)
-        else:
-            with Image.open(path) as image:
-                size = image.size
-    except (OSError, ValueError, RasterioError, Image.DecompressionBombError):
+        with warnings.catch_warnings(action="ignore"):  # of files without a geographic reference, and large ones
+            if path.suffix.lower() in TIFF_SUFFIXES:
+                with rasterio.open(path) as file:
+                    size = (file.width, file.height)
+            else:
+                with Image.open(path) as image:
+                    size = image.size
+    except Image.DecompressionBombError:
+        return "image too large"
+    except (OSError, ValueError, RasterioError):
         return "image unreadable"
+    if size[0] * size[1] > LARGEST_PIXELS:
+        return "image too large"
     return size if max(size) <= LARGEST_ASPECT * min(size) else "image too elongated"
+
+
+def index_images(image_root: Path) -> dict[str, list[str]]:
+    """Relative paths of the images below `image_root` by their stem in lower case, one per folder.
+
+    Texts name images by the authors' own paths and suffixes, so the stem counts. In one folder the order of
+    `IMAGE_SUFFIXES` decides; files in folders named `...original` count where there is nothing else, optical twins in
+    folders named `RGB...` never. Links to folders are not followed, which is said.
+    """
+    if not image_root.is_dir():
+        raise InputError(f"--image_root {image_root}: no such folder")
+    found: dict[str, dict[str, tuple[int, str]]] = {}
+    for folder, subfolders, names in os.walk(image_root):
+        subfolders[:] = sorted(name for name in subfolders if not name.lower().startswith("rgb"))
+        for link in (name for name in subfolders if os.path.islink(os.path.join(folder, name))):
+            print(f"{folder}/{link}: a link to a folder, not followed; put the folder itself there")
+        inner = os.path.relpath(folder, image_root)
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                relative = name if inner == "." else f"{inner}/{name}"
+                rank = (IMAGE_SUFFIXES.index(suffix.lower()), relative)
+                places = found.setdefault(stem.lower(), {})
+                places[folder] = min(rank, places.get(folder, rank))
+    index = {}
+    for stem, places in found.items():
+        paths = [relative for _, relative in places.values()]
+        index[stem] = [path for path in paths if "original" not in os.path.dirname(path).lower()] or paths
+    return index

@@ -2,14 +2,11 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sarlang_sft.errors import InputError
+from sarlang_sft.whole_folders import whole_folder
 
 SPLITS = ("train", "val", "test")
 TASKS = (
@@ -48,7 +46,7 @@ class Dialogue:
         id: Unique in the data folder.
         subset: Where it comes from: `caption_concise caption_complex vqa1 vqa2 folders` ...
         task: One of `TASKS`.
-        style: `concise` or `complex` for captions, else None.
+        style: `concise` or `complex` for captions, for the task `others` its kind where it is known, else None.
     """
 
     id: str
@@ -84,8 +82,7 @@ class Record:
     dialogues: list[Dialogue] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Rejection:
+class Rejection(NamedTuple):
     """Why one dialogue was not accepted: `row` counts from 1 in `file`."""
 
     file: str
@@ -120,23 +117,52 @@ SCHEMA = pa.schema(
 )
 
 
+def to_table(records: Iterable[Record]) -> pa.Table:
+    """Records as a table of `SCHEMA`."""
+    return pa.Table.from_pylist([asdict(record) for record in records], SCHEMA)
+
+
+def to_records(table: pa.Table | pa.RecordBatch) -> Iterator[Record]:
+    """The rows of a table of `SCHEMA` as records."""
+    for row in table.to_pylist():
+        row["boxes"] = [Box(**box) for box in row["boxes"]]
+        row["dialogues"] = [
+            Dialogue(**{**dialogue, "turns": [Turn(**turn) for turn in dialogue["turns"]]})
+            for dialogue in row["dialogues"]
+        ]
+        yield Record(**row)
+
+
+def one_turn_dialogues(flat: pa.Table) -> pa.StructArray:
+    """The dialogues of a table with `id, subset, task, style, question, answer`, each of one turn."""
+    texts = pa.StructArray.from_arrays([flat[name].combine_chunks() for name in _TURN.names], fields=list(_TURN))
+    turns = pa.ListArray.from_arrays(pa.array(range(len(flat) + 1), pa.int32()), texts)
+    columns = [flat[name].combine_chunks() for name in _DIALOGUE.names if name != "turns"]
+    return pa.StructArray.from_arrays([*columns, turns], fields=list(_DIALOGUE))
+
+
 def write_data_folder(
-    out: Path, records: list[Record], rejections: list[Rejection], image_root: Path, inputs: dict[str, str]
+    out: Path, records: pa.Table, rejections: list[Rejection], image_root: Path, inputs: dict[str, str]
 ) -> dict[str, Any]:
     """Write `train|val|test.parquet`, `manifest.json` and `rejected.jsonl`; the folder appears complete or not at all.
 
     Args:
         out: The folder; an earlier data folder of this name is replaced, anything else is refused.
+        records: Of `SCHEMA`, all splits; see [`to_table`].
         rejections: One for every dialogue that was read and is in no record.
         image_root: What the image paths are relative to.
         inputs: Hash of every input file by its path, for the manifest.
 
     Returns:
         The manifest.
+
+    Raises:
+        InputError: There is no record, `out` is something else, or cannot be written; an earlier folder then stays.
     """
-    if not records:
+    reasons = Counter(rejection.reason for rejection in rejections)
+    if not len(records):
         why = ""
-        for reason, _ in Counter(rejection.reason for rejection in rejections).most_common(1):
+        for reason, _ in reasons.most_common(1):
             example = next(rejection.image for rejection in rejections if rejection.reason == reason)
             why = f"; most often: {reason} (such as {example!r})"
         raise InputError(f"--out {out}: none of {len(rejections)} rows could be used{why}; nothing was written")
@@ -144,43 +170,33 @@ def write_data_folder(
         raise InputError(f"--out {out}: is a file; give the name of a folder")
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise InputError(f"--out {out}: exists and is no data folder (no manifest.json); choose another")
-    accepted = sum(len(record.dialogues) for record in records)
-    counts: dict[str, dict[str, Counter]] = {split: {} for split in SPLITS}
-    for record in records:
-        for dialogue in record.dialogues:
-            counts[record.split].setdefault(dialogue.subset, Counter())[dialogue.task] += 1
+    counts = count_dialogues(records)
+    accepted = sum(count for subsets in counts.values() for tasks in subsets.values() for count in tasks.values())
     manifest = {
         "read": accepted + len(rejections),
         "accepted": accepted,
-        "rejected": dict(Counter(rejection.reason for rejection in rejections)),
+        "rejected": dict(reasons),
         "counts": counts,
         "image_root": str(image_root.resolve()),
         "inputs": inputs,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    building.chmod(0o755)
-    try:
+    with whole_folder(out) as building:
         for split in SPLITS:
-            rows = [asdict(record) for record in records if record.split == split]
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), building / f"{split}.parquet")
+            pq.write_table(records.filter(pc.equal(records["split"], split)), building / f"{split}.parquet")
         (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         with open(building / "rejected.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(rejection)) + "\n" for rejection in rejections)
-        _replace_folder(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+            file.writelines(json.dumps(rejection._asdict()) + "\n" for rejection in rejections)
     return manifest
 
 
-def _replace_folder(new: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(new, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    os.rename(target, old / "folder")
-    os.rename(new, target)
-    shutil.rmtree(old)
+def count_dialogues(records: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
+    """Dialogues by split, subset and task, in order of appearance."""
+    flat = flatten_dialogues(records, ["split"]).select(["split", "subset", "task"])
+    grouped = flat.group_by(["split", "subset", "task"], use_threads=False).aggregate([([], "count_all")])
+    counts: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}
+    for row in grouped.to_pylist():
+        counts[row["split"]].setdefault(row["subset"], {})[row["task"]] = row["count_all"]
+    return counts
 
 
 def read_manifest(data: Path) -> dict[str, Any]:
@@ -218,34 +234,37 @@ def _split_file(data: Path, split: str) -> Path:
 
 def read_records(data: Path, split: str) -> Iterator[Record]:
     """Every record of a split, in stored order."""
-    file = pq.ParquetFile(_split_file(data, split))
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            row["boxes"] = [Box(**box) for box in row["boxes"]]
-            row["dialogues"] = [
-                Dialogue(**{**dialogue, "turns": [Turn(**turn) for turn in dialogue["turns"]]})
-                for dialogue in row["dialogues"]
-            ]
-            yield Record(**row)
+    for batch in pq.ParquetFile(_split_file(data, split)).iter_batches():
+        yield from to_records(batch)
+
+
+def flatten_dialogues(records: pa.Table, columns: list[str]) -> pa.Table:
+    """One row per dialogue: `id, subset, task, style, turns`, named columns of its record, and its number `record`.
+
+    Vectorised: a million rows in seconds.
+    """
+    dialogues = records["dialogues"].combine_chunks()
+    rows, record = pc.list_flatten(dialogues), pc.list_parent_indices(dialogues)
+    flat = {name: pc.struct_field(rows, name) for name in _DIALOGUE.names}
+    flat |= {name: records[name].combine_chunks().take(record) for name in columns}
+    return pa.table({**flat, "record": record.cast(pa.int64())})
 
 
 def read_dialogue_table(data: Path, split: str) -> pa.Table:
-    """One row per dialogue: `id, subset, task, style, turns`, and of its record `images, width, height, split, boxes`.
+    """[`flatten_dialogues`] of a split with `images, width, height, split`, and `boxes` where a text names one.
 
-    The column `record` numbers the record it belongs to, in stored order; `boxes` is null unless a text names one as
-    `<box:i>`. Vectorised: a million rows in seconds.
+    `boxes` is null unless a text names one as `<box:i>`.
     """
     table = pq.read_table(_split_file(data, split), columns=["images", "width", "height", "boxes", "dialogues"])
-    dialogues = table["dialogues"].combine_chunks()
-    rows, record = pc.list_flatten(dialogues), pc.list_parent_indices(dialogues)
-    columns = {name: pc.struct_field(rows, name) for name in _DIALOGUE.names}
-    columns |= {name: table[name].combine_chunks().take(record) for name in ("images", "width", "height")}
-    turns = pc.list_flatten(columns["turns"])
-    texts = [pc.match_substring(pc.struct_field(turns, name), "<box:") for name in ("question", "answer")]
-    naming = pc.unique(pc.list_parent_indices(columns["turns"]).filter(pc.or_(*texts)))
-    names_a_box = pc.is_in(pa.array(np.arange(len(rows))), naming.cast(pa.int64()))
-    columns["boxes"] = table["boxes"].combine_chunks().take(pc.if_else(names_a_box, record, None))
-    return pa.table({**columns, "split": pa.repeat(split, len(rows)), "record": record.cast(pa.int64())})
+    flat = flatten_dialogues(table, ["images", "width", "height"])
+    turns = flat["turns"].combine_chunks()
+    texts = pc.list_flatten(turns)
+    names = [pc.match_substring(pc.struct_field(texts, name), "<box:") for name in _TURN.names]
+    naming = pc.unique(pc.list_parent_indices(turns).filter(pc.or_(*names)))
+    names_a_box = pc.is_in(pa.array(np.arange(len(flat))), naming.cast(pa.int64()))
+    record = flat["record"].combine_chunks()
+    boxes = table["boxes"].combine_chunks().take(pc.if_else(names_a_box, record, None))
+    return flat.append_column("boxes", boxes).append_column("split", pa.repeat(split, len(flat)))
 
 
 def image_root_of(data: Path, image_root: str | None) -> Path:
@@ -256,7 +275,7 @@ def image_root_of(data: Path, image_root: str | None) -> Path:
     return root
 
 
-def carve_val(records: list[Record], fraction: float) -> list[Record]:
+def carve_val(records: pa.Table, fraction: float) -> pa.Table:
     """Move `fraction` of the training images to `val`: those with the smallest hash of their names, whole images.
 
     The choice depends on the file names without suffix alone, so that it survives a change of texts, of row order and
@@ -264,14 +283,16 @@ def carve_val(records: list[Record], fraction: float) -> list[Record]:
     """
     if not 0 <= fraction < 1:
         raise InputError(f"--val_fraction {fraction}: must be at least 0 and below 1")
-    train = [record for record in records if record.split == "train"]
-    wanted = max(1, round(fraction * len(train))) if fraction > 0 and len(train) > 1 else 0
+    splits = records["split"].to_pylist()
+    names = records["images"].to_pylist()
+    train = [row for row, split in enumerate(splits) if split == "train"]
     key = {
-        id(record): hashlib.sha256("\n".join(Path(image).stem for image in record.images).encode()).digest()
-        for record in train
+        row: hashlib.sha256("\n".join(PurePath(image).stem for image in names[row]).encode()).digest() for row in train
     }
-    val = {id(record) for record in sorted(train, key=lambda record: key[id(record)])[:wanted]}
-    return [Record(**{**vars(record), "split": "val"}) if id(record) in val else record for record in records]
+    wanted = max(1, round(fraction * len(train))) if fraction > 0 and len(train) > 1 else 0
+    for row in sorted(train, key=key.__getitem__)[:wanted]:
+        splits[row] = "val"
+    return records.set_column(records.schema.get_field_index("split"), "split", pa.array(splits, pa.string()))
 
 
 def file_hash(path: Path) -> str:

@@ -15,7 +15,8 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.inference import Asked, TunedModel, encode, load_tuned
 from sarlang_sft.loading import stored_shapes
-from sarlang_sft.sarlang import CAPTION_PROMPT, VQA_PROMPT
+from sarlang_sft.sarlang import VQA_PROMPT
+from sarlang_sft.sarlang_texts import CAPTION_PROMPT
 
 # Largest logit difference that rounding the merged weights may make, as a part of the logits' standard deviation.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2.5e-1}

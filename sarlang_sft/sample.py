@@ -1,8 +1,6 @@
 """A sample of simulated scenes in the layout of the SARLANG-1M release, with optical twins of every image."""
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +10,9 @@ from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.questions import box_questions, captions, scene_questions
-from sarlang_sft.sarlang import write_texts
+from sarlang_sft.sarlang_texts import write_texts
 from sarlang_sft.scenes import make_scene, render_optical, render_sar
+from sarlang_sft.whole_folders import whole_folder
 
 _CAPTION_FILES = {
     "train": {"concise": "train/Caption_train", "complex": "train/Caption_train"},
@@ -40,20 +39,10 @@ def write_sample(
         )
     if size < 64 or looks <= 0:
         raise InputError(f"--size {size} must be at least 64 pixels and --looks {looks} above 0")
-    if out.exists() and any(out.iterdir()):
-        if not (out / "truth.json").is_file():
-            raise InputError(f"--out {out}: exists and is no earlier sample (no truth.json); choose another")
-        shutil.rmtree(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    building.chmod(0o755)
-    try:
+    if out.exists() and any(out.iterdir()) and not (out / "truth.json").is_file():
+        raise InputError(f"--out {out}: exists and is no earlier sample (no truth.json); choose another")
+    with whole_folder(out) as building:
         _write(building, images, seed, images - max(1, round(images * test_fraction)), size, looks)
-        if out.exists():
-            out.rmdir()
-        building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _write(out: Path, images: int, seed: int, first_test: int, size: int, looks: float) -> None:

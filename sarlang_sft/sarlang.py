@@ -1,47 +1,27 @@
-"""The published SARLANG-1M release (arXiv 2504.03254): reading its folder, and writing one in the same layout."""
+"""The published SARLANG-1M release (arXiv 2504.03254) to records: what names and words tell, and converting."""
 
-import csv
-import json
 import os
 import re
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
-from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import IMAGE_SUFFIXES, header_size
-from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val, file_hash
+from sarlang_sft.image_files import header_size, index_images
+from sarlang_sft.records import SCHEMA, Rejection, carve_val, file_hash, one_turn_dialogues
+from sarlang_sft.sarlang_texts import CAPTION_PROMPT, Part, Row, TextFile, find_text_files, read_rows, stem_of
 
-CAPTION_PROMPT = "Describe the content of this image in one sentence."
 VQA_PROMPT = "Question: {question}. Answer the question concisely."
 CLASS_PREFIX = "The classes are: tank, car, aircraft, harbor, bridge, ship."
 POSITION_PREFIX = "The classes are: top, center, bottom, left, right."
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """One text file of the release; a caption file without a style mixes both."""
-
-    split: str
-    kind: str
-    style: str | None = None
-
-
-# By file stem, lower case without - and _ : the README and the unpacked archive spell them differently.
-TEXT_FILES = {
-    "captiontrain": TextFile("train", "caption"),
-    "captiontraining": TextFile("train", "caption"),
-    "captiontest": TextFile("test", "caption", "complex"),
-    "captiontest1": TextFile("test", "caption", "concise"),
-    "sarvqa1train": TextFile("train", "vqa1"),
-    "sarvqa2train": TextFile("train", "vqa2"),
-    "sarvqa1test": TextFile("test", "vqa1"),
-    "sarvqa2test": TextFile("test", "vqa2"),
-}
+_PREFIX = re.compile(r"^\s*The classes are:[^.]*\.\s*", re.IGNORECASE)
 
 # The first pattern found in the question decides; anything else is one of the paper's Others.
 TASK_PATTERNS = [
@@ -58,8 +38,21 @@ TASK_PATTERNS = [
     ]
 ]
 
+# The paper's five kinds of Others; a question of none of the first four asks for reasoning.
+OTHERS_PATTERNS = [
+    (re.compile(pattern, re.IGNORECASE), kind)
+    for pattern, kind in [
+        (r"\bshapes?\b|\bshaped\b", "shape"),
+        (r"\b(direction|orientation|oriented)\b", "direction"),
+        (r"\bland[ -]?(cover|use)\b", "land_cover"),
+        (r"\b(pattern|arrange[dm]|arrangement|layout|laid out)", "pattern"),
+    ]
+]
+REASONING = "reasoning"
+
+SIMULATED = "simulator"
 SOURCE_PATTERNS = [
-    (re.compile(r"^SIM_"), "simulator"),
+    (re.compile(r"^SIM_"), SIMULATED),
     (re.compile(r"^SN6_", re.IGNORECASE), "SpaceNet6"),
     (re.compile(r"^GF\d_", re.IGNORECASE), "DFC2023"),
     (re.compile(r"^\d+$"), "SARDet-100K"),
@@ -68,11 +61,31 @@ SOURCE_PATTERNS = [
 
 RESOLUTION_M = {"SpaceNet6": 0.5}  # the other sources mix resolutions
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|<image>")
+_ROWS_AT_ONCE = 1 << 16
+_FLAT = pa.schema(
+    [
+        ("image", pa.int32()),
+        ("file", pa.int32()),
+        ("row", pa.int32()),
+        ("split", pa.string()),
+        ("subset", pa.string()),
+        ("task", pa.string()),
+        ("style", pa.string()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+    ]
+)
 
 
 def task_of(question: str) -> str:
-    """The application of a VQA question, recognised from its words."""
-    return next((task for pattern, task in TASK_PATTERNS if pattern.search(question)), "others")
+    """The application of a VQA question, recognised from its words behind an official list of classes."""
+    asked = _PREFIX.sub("", question)
+    return next((task for pattern, task in TASK_PATTERNS if pattern.search(asked)), "others")
+
+
+def others_kind(question: str) -> str:
+    """Which of the paper's five kinds a question of the task `others` is."""
+    return next((kind for pattern, kind in OTHERS_PATTERNS if pattern.search(question)), REASONING)
 
 
 def source_of(stem: str) -> str:
@@ -89,128 +102,7 @@ def style_of(caption: str) -> str:
     return "complex" if len(sentences) > 1 or len(caption.split()) > 20 else "concise"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a text file; `question` is None in caption files, `problem` says why a line cannot be used."""
-
-    number: int
-    image: str = ""
-    question: str | None = None
-    answer: str = ""
-    problem: str | None = None
-
-
-def find_text_files(root: Path) -> dict[TextFile, Path]:
-    """The release's text files below `root`, at any depth and in any case, by what they hold.
-
-    Where a JSON and a CSV hold the same, the JSON is taken.
-
-    Raises:
-        InputError: There is none, or two of one suffix hold the same.
-    """
-    if not root.is_dir():
-        raise InputError(f"--root {root}: no such folder")
-    found: dict[tuple[TextFile, str], Path] = {}
-    for path in sorted(root.rglob("*")):
-        file = TEXT_FILES.get(re.sub(r"[-_ ]", "", path.stem.lower()))
-        suffix = path.suffix.lower()
-        if file is None or suffix not in (".json", ".csv") or not path.is_file():
-            continue
-        if (file, suffix) in found:
-            raise InputError(
-                f"--root {root}: {found[file, suffix]} and {path} hold the same texts; remove one of them"
-            )
-        found[file, suffix] = path
-    if not found:
-        raise InputError(
-            f"--root {root}: no text file of the release below it (such as Text/VQA/train/SARVQA1_train.json)"
-        )
-    return {
-        file: found.get((file, ".json"), found.get((file, ".csv")))
-        for file in dict.fromkeys(TEXT_FILES.values())
-        if (file, ".json") in found or (file, ".csv") in found
-    }
-
-
-def read_rows(path: Path, kind: str) -> Iterator[Row]:
-    """The lines of one text file, numbered from 1 (header not counted); unusable ones carry a `problem`."""
-    return _read_json(path, kind) if path.suffix.lower() == ".json" else _read_csv(path, kind)
-
-
-def _read_csv(path: Path, kind: str) -> Iterator[Row]:
-    columns = 2 if kind == "caption" else 3
-    csv.field_size_limit(sys.maxsize)  # an unbalanced quote makes one field of all that follows; it is counted below
-    number = lines = 0
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            for cells in reader:
-                lines, spanned = reader.line_num, reader.line_num - lines
-                if not cells or (number == 0 and cells[0].strip().lower() in ("image name", "image", "image_name")):
-                    continue
-                if len(cells) != columns:
-                    for _ in range(spanned):
-                        number += 1
-                        yield Row(
-                            number, image=cells[0], problem="wrong columns" if spanned == 1 else "unbalanced quote"
-                        )
-                    continue
-                number += 1
-                image, *question, answer = (cell.strip() for cell in cells)
-                yield Row(number, image, question[0] if question else None, answer)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: after row {number}: {error}; save the file as UTF-8 CSV") from error
-
-
-def _read_json(path: Path, kind: str) -> Iterator[Row]:
-    try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(items, list):
-        raise InputError(f"{path}: must hold a list of samples, found {type(items).__name__}")
-    for number, item in enumerate(items, 1):
-        yield _json_row(number, item, kind)
-
-
-def _json_row(number: int, item: Any, kind: str) -> Row:
-    try:
-        image = item["images"][0]
-        question, answer = (message["content"] for message in item["messages"])
-        question, answer = question.replace("<image>", "").strip(), answer.strip()
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return Row(number, problem="wrong columns")
-    return Row(number, str(image), None if kind == "caption" else question, answer)
-
-
-def index_images(image_root: Path) -> dict[str, list[str]]:
-    """Relative paths of the images below `image_root` by their stem in lower case, one per folder.
-
-    Texts name images by the authors' own paths and suffixes, so the stem counts. In one folder the order of
-    `IMAGE_SUFFIXES` decides; files in folders named `...original` count where there is nothing else, optical twins in
-    folders named `RGB...` never.
-    """
-    if not image_root.is_dir():
-        raise InputError(f"--image_root {image_root}: no such folder")
-    found: dict[str, dict[str, tuple[int, str]]] = {}
-    for folder, subfolders, names in os.walk(image_root):
-        subfolders[:] = sorted(name for name in subfolders if not name.lower().startswith("rgb"))
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                relative = os.path.relpath(os.path.join(folder, name), image_root)
-                rank = (IMAGE_SUFFIXES.index(suffix.lower()), relative)
-                places = found.setdefault(stem.lower(), {})
-                places[folder] = min(rank, places.get(folder, rank))
-    index = {}
-    for stem, places in found.items():
-        paths = [relative for _, relative in places.values()]
-        index[stem] = [path for path in paths if "original" not in os.path.dirname(path).lower()] or paths
-    return index
-
-
-@dataclass(frozen=True)
-class Prompts:
+class Prompts(NamedTuple):
     """How questions are put: `vqa` holds `{question}`; `class_prefix` is `auto`, `always` or `never`."""
 
     caption_concise: str = CAPTION_PROMPT
@@ -219,64 +111,76 @@ class Prompts:
     class_prefix: str = "auto"
 
 
-def convert(
-    root: Path, image_root: Path, val_fraction: float, prompts: Prompts
-) -> tuple[list[Record], list[Rejection], dict[str, str]]:
-    """Read the release into records.
+class Conversion(NamedTuple):
+    """What [`convert`] gives: records as a table of `records.SCHEMA`, a rejection for every row in none of them, and
+    the hash of every file read."""
+
+    records: pa.Table
+    rejections: list[Rejection]
+    inputs: dict[str, str]
+
+
+def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts) -> Conversion:
+    """Read the release into records; columnar, so that a million rows take seconds and little memory.
 
     Args:
-        root: Holds the text files at any depth.
+        root: Holds the text files at any depth, or is `Text.zip`.
         image_root: Holds the images at any depth; record paths are relative to it.
         val_fraction: Of the training images, carved out as `val`.
-
-    Returns:
-        Records, one rejection for every row that is in none of them, and the hash of every text file.
     """
-    files = find_text_files(root)
-    images = index_images(image_root)
-    kinds = {file.kind for file in files}
+    files = [twins[0] for twins in find_text_files(root).values()]
+    index = index_images(image_root)
+    kinds = {file.part.kind for file in files}
     prefixed = prompts.class_prefix == "always" or (prompts.class_prefix == "auto" and {"vqa1", "vqa2"} <= kinds)
-    sizes: dict[str, tuple[int, int] | str] = {}
-    records: dict[tuple[str, str], Record] = {}
+    numbers: dict[str, int] = {}
     rejections: list[Rejection] = []
-    for file, path in files.items():
-        name = str(path.relative_to(root))
-        for row in tqdm(read_rows(path, file.kind), desc=name, unit=" rows"):
-            relative, problem = _locate(row, images)
-            if not problem:
-                if relative not in sizes:
-                    sizes[relative] = header_size(image_root, relative)
-                if isinstance(sizes[relative], str):
-                    problem = sizes[relative]
-            if problem:
-                rejections.append(Rejection(name, row.number, row.image, problem))
-                continue
-            record = records.get((relative, file.split))
-            if record is None:
-                width, height = sizes[relative]
-                source = source_of(Path(relative).stem)
-                record = Record([relative], width, height, source, file.split, resolution_m=RESOLUTION_M.get(source))
-                records[relative, file.split] = record
-            record.dialogues.append(_dialogue(f"{path.stem}:{row.number}", row, file, prompts, prefixed))
-    return (
-        carve_val(list(records.values()), val_fraction),
-        rejections,
-        {str(path.relative_to(root)): file_hash(path) for path in files.values()},
-    )
+    batches = []
+    for number, file in enumerate(files):
+        rows = tqdm(read_rows(file), desc=file.name(root), unit=" rows")
+        usable = _usable(rows, file.name(root), index, numbers, rejections)
+        flat = ((image, number, *_flat_row(row, file.part, prompts, prefixed)) for image, row in usable)
+        while chunk := list(islice(flat, _ROWS_AT_ONCE)):
+            columns = zip(_FLAT, zip(*chunk, strict=True), strict=True)
+            batches.append(pa.record_batch([pa.array(values, field.type) for field, values in columns], _FLAT))
+    images = list(numbers)
+    sizes = read_sizes(image_root, images)
+    table, broken = _without_broken(pa.Table.from_batches(batches, _FLAT), files, root, images, sizes)
+    records = _records(table, files, images, sizes)
+    inputs = {file.outer(root): file_hash(file.path) for file in files}
+    return Conversion(carve_val(records, val_fraction), rejections + broken, inputs)
 
 
-def _locate(row: Row, images: dict[str, list[str]]) -> tuple[str | None, str | None]:
-    """(relative image path, None), or (None, why the row cannot be used)."""
-    if row.problem:
-        return None, row.problem
+def _usable(
+    rows: Iterator[Row], name: str, index: dict[str, list[str]], numbers: dict[str, int], rejections: list[Rejection]
+) -> Iterator[tuple[int, Row]]:
+    """Rows with the number of their image, counted in `numbers` by its path; the others go to `rejections`."""
+    places: dict[str, tuple[str | None, str | None]] = {}
+    for row in rows:
+        problem = row.problem or _problem_in_text(row)
+        if not problem:
+            if row.image not in places:
+                places[row.image] = _locate(row.image, index)
+            relative, problem = places[row.image]
+        if problem:
+            rejections.append(Rejection(name, row.number, row.image, problem))
+        else:
+            yield numbers.setdefault(relative, len(numbers)), row
+
+
+def _problem_in_text(row: Row) -> str | None:
     if row.question == "":
-        return None, "empty question"
+        return "empty question"
     if not row.answer:
-        return None, "empty answer"
-    if SPECIAL_TOKEN.search(f"{row.question} {row.answer}"):
-        return None, "special token in the text"
-    parts = re.split(r"[\\/]", row.image)
-    candidates = images.get(os.path.splitext(parts[-1])[0].lower(), [])
+        return "empty answer"
+    if SPECIAL_TOKEN.search(row.answer) or SPECIAL_TOKEN.search(row.question or ""):
+        return "special token in the text"
+    return None
+
+
+def _locate(image: str, index: dict[str, list[str]]) -> tuple[str | None, str | None]:
+    """(relative image path, None), or (None, why there is none)."""
+    parts = re.split(r"[\\/]", image)
+    candidates = index.get(stem_of(image), [])
     if not candidates:
         return None, "path leaves the image root" if ".." in parts else "image not found"
     if len(candidates) > 1:  # the folder named in the text tells equal names apart, such as train/1.png and val/1.png
@@ -286,40 +190,63 @@ def _locate(row: Row, images: dict[str, list[str]]) -> tuple[str | None, str | N
     return (candidates[0], None) if len(candidates) == 1 else (None, "several images of this name")
 
 
-def _dialogue(identifier: str, row: Row, file: TextFile, prompts: Prompts, prefixed: bool) -> Dialogue:
+def _flat_row(row: Row, part: Part, prompts: Prompts, prefixed: bool) -> tuple[object, ...]:
+    """The values of `_FLAT` behind `image` and `file`."""
     if row.question is None:
-        style = file.style or style_of(row.answer)
+        style = part.style or style_of(row.answer)
         prompt = prompts.caption_concise if style == "concise" else prompts.caption_complex
-        return Dialogue(identifier, f"caption_{style}", "description", [Turn(prompt, row.answer)], style)
+        return row.number, part.split, f"caption_{style}", "description", style, prompt, row.answer
     task = task_of(row.question)
     question = row.question
-    if prefixed and file.kind == "vqa1":
+    if prefixed and part.kind == "vqa1" and not _PREFIX.match(question):
         question = f"{POSITION_PREFIX if task == 'positioning' else CLASS_PREFIX} {question}"
-    return Dialogue(identifier, file.kind, task, [Turn(prompts.vqa.replace("{question}", question), row.answer)])
+    style = others_kind(row.question) if task == "others" else None
+    return row.number, part.split, part.kind, task, style, prompts.vqa.replace("{question}", question), row.answer
 
 
-def write_texts(folder: Path, stem: str, rows: list[tuple[str, str | None, str]]) -> None:
-    """Write `<stem>.csv` and `<stem>.json` as the release does.
+def read_sizes(image_root: Path, images: list[str]) -> list[tuple[int, int] | str]:
+    """[`header_size`] of every image, read by as many processes as there are cores."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        sizes = pool.map(partial(header_size, image_root), images, chunksize=512)
+        return list(tqdm(sizes, desc="image headers", unit=" images", total=len(images)))
 
-    Args:
-        rows: (image file name, question or None in caption files, answer).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    captions = rows[0][1] is None
-    with open(folder / f"{stem}.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["Image Name", "Caption"] if captions else ["Image Name", "Question", "Answer"])
-        writer.writerows(
-            [image, answer] if captions else [image, question, answer] for image, question, answer in rows
-        )
-    samples = [
-        {
-            "messages": [
-                {"role": "user", "content": f"<image>{question or CAPTION_PROMPT}"},
-                {"role": "assistant", "content": answer},
-            ],
-            "images": [f"SARimages/{image}"],
-        }
-        for image, question, answer in rows
+
+def _without_broken(
+    table: pa.Table, files: list[TextFile], root: Path, images: list[str], sizes: list[tuple[int, int] | str]
+) -> tuple[pa.Table, list[Rejection]]:
+    """The rows whose image has a size, and a rejection for each of the others."""
+    broken = pa.array([number for number, size in enumerate(sizes) if isinstance(size, str)], pa.int32())
+    is_broken = pc.is_in(table["image"], broken)
+    rejections = [
+        Rejection(files[row["file"]].name(root), row["row"], images[row["image"]], sizes[row["image"]])
+        for row in table.filter(is_broken).select(["image", "file", "row"]).to_pylist()
     ]
-    (folder / f"{stem}.json").write_text(json.dumps(samples, indent=1) + "\n", encoding="utf-8")
+    return table.filter(pc.invert(is_broken)), rejections
+
+
+def _records(
+    table: pa.Table, files: list[TextFile], images: list[str], sizes: list[tuple[int, int] | str]
+) -> pa.Table:
+    """Rows of `_FLAT` as records: those of one image and split together, in the order they were read."""
+    key = np.asarray(table["image"]) + len(images) * np.asarray(pc.equal(table["split"], "test"))
+    order = np.argsort(key, kind="stable")
+    key, table = key[order], table.take(order).combine_chunks()
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    stems = pa.array([file.inner.stem for file in files], pa.string())
+    ids = pc.binary_join_element_wise(stems.take(table["file"]), table["row"].cast(pa.string()), ":")
+    dialogues = one_turn_dialogues(table.append_column("id", ids))
+    image, count = np.asarray(table["image"])[starts], len(starts)
+    sources = [source_of(Path(path).stem) for path in images]
+    width, height = np.array([(0, 0) if isinstance(size, str) else size for size in sizes]).reshape(-1, 2)[image].T
+    columns = {
+        "images": pa.ListArray.from_arrays(np.arange(count + 1), pa.array(images, pa.string()).take(image)),
+        "width": width,
+        "height": height,
+        "source": pa.array(sources, pa.string()).take(image),
+        "split": table["split"].take(starts),
+        "sensor": pa.nulls(count),
+        "resolution_m": pa.array(map(RESOLUTION_M.get, sources), pa.float64()).take(image),
+        "boxes": [[]] * count,
+        "dialogues": pa.ListArray.from_arrays(np.append(starts, len(table)), dialogues),
+    }
+    return pa.table(columns).cast(SCHEMA)

@@ -19,7 +19,7 @@ from sarlang_sft.inference import load_tuned
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.predict import predict_to_file, read_questions
-from sarlang_sft.records import Box, Dialogue, Record, Turn, write_data_folder
+from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 
 SIZES = ((96, 96), (140, 100), (48, 150), (512, 300), (257, 263))
 
@@ -139,7 +139,7 @@ def grounded(tmp_path: Path) -> Path:
     ]
     dialogues = [Dialogue(f"d{number}", "boxes", "grounding", [turn]) for number, turn in enumerate(asked)]
     records = [Record(["a.png"], 200, 100, "made", split, None, None, boxes, dialogues) for split in ("train", "test")]
-    write_data_folder(tmp_path / "data", records, [], tmp_path, {})
+    write_data_folder(tmp_path / "data", to_table(records), [], tmp_path, {})
     return tmp_path / "data"
 
 

@@ -17,7 +17,7 @@ from sarlang_sft.lengths import Lengths, measure
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, Mixture, parse_sources, read_mixture
 from sarlang_sft.packing import Layout, PlannedRows, find_left_out, plan_epochs, tokens_of
-from sarlang_sft.records import Dialogue, Record, Turn, write_data_folder
+from sarlang_sft.records import Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.trees import PADDING, TreeCollator
 
 LORA = ROOT / "recipes/qwen_lora.py"
@@ -186,7 +186,7 @@ def odd(tmp_path: Path) -> Path:
         record(None, 0, ["0.", "a radar measures distance"]),
         Record(["small.png"], 96, 96, "y", "train", dialogues=record("long", 96, ["4."], words=60).dialogues),
     ]
-    write_data_folder(tmp_path / "data", records, [], tmp_path, {})
+    write_data_folder(tmp_path / "data", to_table(records), [], tmp_path, {})
     return tmp_path / "data"
 
 

@@ -7,8 +7,9 @@ from datasets import load_dataset
 from PIL import Image
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.records import read_manifest, read_records
-from sarlang_sft.sarlang import Prompts, convert, index_images, source_of, style_of, task_of
+from sarlang_sft.image_files import index_images
+from sarlang_sft.records import read_manifest, read_records, to_records
+from sarlang_sft.sarlang import Prompts, convert, source_of, style_of, task_of
 
 OFFICIAL_FORMS = [
     ("Are there any surrounding trees?", "identification"),
@@ -112,8 +113,8 @@ def test_equal_names_are_told_apart_by_the_folder_in_the_text_or_rejected(tmp_pa
     for folder in ("SARDet/train", "SARDet/val", "SARDet_original/val"):
         (root / folder).mkdir(parents=True)
         Image.new("L", (16, 16)).save(root / folder / "7.png")
-    records, rejections, _ = convert(root, root, 0, Prompts())
-    assert [(r.images, [d.id for d in r.dialogues]) for r in records] == [
+    table, rejections, _ = convert(root, root, 0, Prompts())
+    assert [(r.images, [d.id for d in r.dialogues]) for r in to_records(table)] == [
         (["SARDet/val/7.png"], ["SARVQA1_train:1"]),
         (["SARDet/train/7.png"], ["SARVQA1_train:2"]),
     ]
@@ -122,12 +123,10 @@ def test_equal_names_are_told_apart_by_the_folder_in_the_text_or_rejected(tmp_pa
 
 def test_an_unbalanced_quote_loses_no_row_unseen(tmp_path: Path) -> None:
     good = '0000002.png, "How many ships, cars?", 2\n'
-    rows = (
-        "Image Name,Question,Answer\n" + good + '0000001.png,"Is there a ship?,Yes.\n' + good.replace('"', "") * 9000
-    )
-    records, rejections, _ = convert(*[write_release(tmp_path / "release", rows)] * 2, 0, Prompts())
-    assert [d.turns[0].answer for r in records for d in r.dialogues] == ["2"]
-    assert len(rejections) == 9001 and {rejection.reason for rejection in rejections} == {"unbalanced quote"}
+    rows = "Image Name,Question,Answer\n" + good + '0000001.png,"Is there a ship?,Yes.\n' + good * 9000
+    table, rejections, _ = convert(*[write_release(tmp_path / "release", rows)] * 2, 0, Prompts())
+    assert [d.turns[0].answer for r in to_records(table) for d in r.dialogues] == ["2"] * 9001
+    assert [(r.row, r.image, r.reason) for r in rejections] == [(2, "0000001.png", "unbalanced quote")]
 
 
 def test_other_encodings_special_tokens_and_repeated_files_are_named(tmp_path: Path) -> None:
@@ -141,8 +140,8 @@ def test_other_encodings_special_tokens_and_repeated_files_are_named(tmp_path: P
         convert(root, root, 0, Prompts())
     (tmp_path / "release/copy/sarvqa1-train.CSV").unlink()
     path.write_bytes("0000001.png,Où est-il?,là\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"SARVQA1_train\.csv: after row 0.*UTF-8"):
-        convert(root, root, 0, Prompts())
+    _, rejections, _ = convert(root, root, 0, Prompts())
+    assert [rejection.reason for rejection in rejections] == ["not UTF-8 text"]
 
 
 def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -160,8 +159,8 @@ def test_csv_and_json_of_one_release_give_the_same_records(sample: Path, tmp_pat
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
         copies[suffix] = convert(tmp_path / suffix[1:], sample, 0.1, Prompts())
-    assert copies[".csv"][0] == copies[".json"][0] == both[0]
-    assert all(path.endswith(".json") for path in both[2])
+    assert copies[".csv"].records.equals(copies[".json"].records) and both.records.equals(copies[".csv"].records)
+    assert all(path.endswith(".json") for path in both.inputs)
 
 
 def test_mixed_vqa1_questions_get_the_official_prefix_and_val_holds_whole_images(data: Path) -> None:
@@ -181,12 +180,12 @@ def test_mixed_vqa1_questions_get_the_official_prefix_and_val_holds_whole_images
 def test_prefix_is_left_out_where_vqa1_is_alone(tmp_path: Path) -> None:
     rows = "Image Name,Question,Answer\n0000001.png,Is there a ship in the image?,no\n"
     root = write_release(tmp_path / "release", rows)
-    (record,) = convert(root, root, 0, Prompts())[0]
+    (record,) = to_records(convert(root, root, 0, Prompts()).records)
     assert (
         record.dialogues[0].turns[0].question
         == "Question: Is there a ship in the image?. Answer the question concisely."
     )
-    (record,) = convert(root, root, 0, Prompts(class_prefix="always"))[0]
+    (record,) = to_records(convert(root, root, 0, Prompts(class_prefix="always")).records)
     assert "The classes are: tank" in record.dialogues[0].turns[0].question
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.records import Dialogue, Record, Turn, write_data_folder
+from sarlang_sft.records import Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.scoring.captions import Caption, caption_metrics, ptb_tokenise, score_captions
 from sarlang_sft.scoring.intervals import mean_with_interval
 from sarlang_sft.scoring.predictions import Row, join_predictions
@@ -57,7 +57,7 @@ def data(tmp_path: Path, rows: list[Row]) -> Path:
         )
         for image in TEXTS
     ]
-    write_data_folder(tmp_path / "data", records, [], tmp_path, {})
+    write_data_folder(tmp_path / "data", to_table(records), [], tmp_path, {})
     return tmp_path / "data"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.records import Dialogue, Record, Turn, write_data_folder
+from sarlang_sft.records import Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import join_predictions, summary
 from sarlang_sft.scoring.vqa import exact_verdict, published_verdict, score_vqa
@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
         resolution_m=0.5,
         dialogues=[Dialogue("d", "vqa2", "classification", [Turn("What area is it?", "Forest.")])],
     )
-    write_data_folder(tmp_path / "data", [harbor, forest], [], tmp_path, {})
+    write_data_folder(tmp_path / "data", to_table([harbor, forest]), [], tmp_path, {})
     return tmp_path / "data"
 
 

@@ -1,0 +1,60 @@
+"""Output folders that are complete or absent, whatever happens while they are written."""
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sarlang_sft.errors import InputError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fs.h
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `out` when the block ends well.
+
+    Until then, and after an error, a full disk or a kill, `out` is what it was before.
+
+    Raises:
+        InputError: The files cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            building.chmod(0o755)
+            yield building
+            _put_in_place(building, out)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error}); what was there is unchanged") from error
+
+
+def _put_in_place(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; an earlier folder of that name is at `new` afterwards, or gone."""
+    if not target.exists():
+        os.rename(new, target)
+    elif not _exchange(new, target):  # then a kill between the next two lines leaves the old one beside its place
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+        os.rename(target, aside / target.name)
+        os.rename(new, target)
+        shutil.rmtree(aside)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    if ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
