@@ -61,6 +61,7 @@ SOURCE_PATTERNS = [
 
 RESOLUTION_M = {"SpaceNet6": 0.5}  # the other sources mix resolutions
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|<image>")
+NOT_FOUND = "image not found"
 _ROWS_AT_ONCE = 1 << 16
 _FLAT = pa.schema(
     [
@@ -142,6 +143,7 @@ def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts)
         while chunk := list(islice(flat, _ROWS_AT_ONCE)):
             columns = zip(_FLAT, zip(*chunk, strict=True), strict=True)
             batches.append(pa.record_batch([pa.array(values, field.type) for field, values in columns], _FLAT))
+    _say_what_is_missing(rejections, index, numbers)
     images = list(numbers)
     sizes = read_sizes(image_root, images)
     table, broken = _without_broken(pa.Table.from_batches(batches, _FLAT), files, root, images, sizes)
@@ -167,6 +169,15 @@ def _usable(
             yield numbers.setdefault(relative, len(numbers)), row
 
 
+def _say_what_is_missing(rejections: list[Rejection], index: dict[str, list[str]], numbers: dict[str, int]) -> None:
+    missing = sorted({stem_of(row.image) for row in rejections if row.reason == NOT_FOUND})
+    if missing:
+        print(f"  {len(missing):,} images that texts name were not found (such as {missing[0]})")
+    unnamed = len(index) - len({stem_of(path) for path in numbers})
+    if unnamed:
+        print(f"  {unnamed:,} images are named by no text")
+
+
 def _problem_in_text(row: Row) -> str | None:
     if row.question == "":
         return "empty question"
@@ -182,7 +193,7 @@ def _locate(image: str, index: dict[str, list[str]]) -> tuple[str | None, str | 
     parts = re.split(r"[\\/]", image)
     candidates = index.get(stem_of(image), [])
     if not candidates:
-        return None, "path leaves the image root" if ".." in parts else "image not found"
+        return None, "path leaves the image root" if ".." in parts else NOT_FOUND
     if len(candidates) > 1:  # the folder named in the text tells equal names apart, such as train/1.png and val/1.png
         folders = [part.lower() for part in parts[:-1]]
         shared = [len(set(folders) & set(Path(relative.lower()).parts[:-1])) for relative in candidates]

@@ -236,14 +236,23 @@ def _read_csv(text: TextIO, kind: str) -> Iterator[Row]:
             columns = header
             continue
         number += 1
-        if len(cells) == len(columns):
-            values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-            yield Row(number, values["image"], values.get("question"), values["answer"])
-        elif len(taken) == 1:
-            yield Row(number, cells[0].strip(), problem="wrong columns")
-        else:  # a quote that is never closed, or only lines later: it costs its own line alone
+        if len(taken) > 1 and not _closes(taken):  # such a quote costs its own line alone
             lines.put_back(taken[1:])
             yield Row(number, taken[0].split(",")[0].strip(), problem="unbalanced quote")
+        elif len(cells) == len(columns):
+            values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+            yield Row(number, values["image"], values.get("question"), values["answer"])
+        else:
+            yield Row(number, cells[0].strip(), problem="wrong columns")
+
+
+def _closes(lines: list[str]) -> bool:
+    """Whether every quote of a row over several lines ends where its cell ends."""
+    try:
+        list(csv.reader(lines, skipinitialspace=True, strict=True))
+    except csv.Error:
+        return False
+    return True
 
 
 def _header(cells: list[str], kind: str) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
@@ -22,6 +23,8 @@ from sarlang_sft.training import Plan, build_trainer, make_collator, plan_rows, 
 from sarlang_sft.tuning import TuningArguments
 
 ROOT = Path(__file__).parent.parent
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

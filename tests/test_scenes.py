@@ -77,7 +77,11 @@ def test_sample_has_all_applications_both_caption_styles_and_separate_test_scene
         assert {dialogue.task for dialogue in dialogues} == {
             "description", "identification", "classification", "counting", "referring", "positioning", "others",
         }  # fmt: skip
-        assert {dialogue.style for dialogue in dialogues} == {None, "concise", "complex"}
+        styles = {(dialogue.task, dialogue.style) for dialogue in dialogues}
+        assert {style for task, style in styles if task == "description"} == {"concise", "complex"}
+        kinds = {"shape", "direction", "land_cover", "pattern", "reasoning"}
+        assert {style for task, style in styles if task == "others"} <= kinds
+        assert {style for task, style in styles if task not in ("description", "others")} == {None}
     images = [{record.images[0] for record in records[split]} for split in records]
     assert not images[0] & images[1] and not images[0] & images[2] and not images[1] & images[2]
     names = {

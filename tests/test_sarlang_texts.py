@@ -1,0 +1,295 @@
+"""Text files of the release in the mess of the real world: nothing crashes, and no row is lost without a reason."""
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from conftest import ROOT, run_script
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.records import count_dialogues, read_manifest, read_records, to_records, write_data_folder
+from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.sarlang_counts import PUBLISHED, count_beside_published
+from sarlang_sft.sarlang_texts import PARTS, Row, TextFile, find_text_files, read_rows, stem_of, write_texts
+
+VQA = PARTS["sarvqa1train"]
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
+ROWS = st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=6)
+NOISE = st.one_of(
+    st.binary(max_size=40),
+    st.text('",\n\r \\{}[]:<>messages0', max_size=40).map(str.encode),
+    st.sampled_from([b'"', b'a,b,"c', b"\x00", b'{"messages": [', b'{"a":' + b"[" * 5000, b"9" * 5000]),
+    st.sampled_from([b"\xff\xfe", b'"\\ud800"', b"null", b"{}", b'{"images": [0], "messages": [{}, {}]}']),
+)
+GOOD = [(f"{number:07d}.png", f"Is there, say, a ship {number}?", "Yes.") for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that examples write their files to, one after another."""
+    return tmp_path_factory.mktemp("texts")
+
+
+def rows_of(path: Path) -> list[Row]:
+    rows = list(read_rows(TextFile(VQA, path)))
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    return rows
+
+
+def fields(rows: list[Row]) -> list[tuple]:
+    """Of the usable rows, the image without the folder that JSON files put before it."""
+    return [(row.image.removeprefix("SARimages/"), row.question, row.answer) for row in rows if not row.problem]
+
+
+@given(ROWS)
+def test_whatever_is_written_as_csv_or_json_is_read_back(folder: Path, rows: list[tuple[str, str, str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([(" Image Name", "Question ", "Answer"), *rows])
+    (folder / "x.csv").write_bytes(b"\xef\xbb\xbf" + text.getvalue().encode())
+    samples = [
+        {"messages": [{"role": "user", "content": f"<image>{q}"}, {"role": "assistant", "content": a}], "images": [i]}
+        for i, q, a in rows
+    ]
+    (folder / "x.json").write_text(json.dumps(samples), encoding="utf-8")
+    (folder / "lines.json").write_text("\n".join(map(json.dumps, samples)), encoding="utf-8")
+    stripped = [tuple(part.strip() for part in row) for row in rows]
+    untagged = [(image, question.replace("<image>", "").strip(), answer) for image, question, answer in stripped]
+    assert fields(rows_of(folder / "x.csv")) == stripped
+    assert fields(rows_of(folder / "x.json")) == fields(rows_of(folder / "lines.json")) == untagged
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+@given(st.integers(0, len(GOOD) - 1), NOISE)
+def test_a_broken_row_costs_no_other_row(folder: Path, suffix: str, place: int, noise: bytes) -> None:
+    write_texts(folder, "good", GOOD)
+    whole = (folder / f"good{suffix}").read_bytes()
+    lines = whole.split(b"\r\n") if b"\r\n" in whole else whole.split(b"\n")
+    if suffix == ".json":
+        items = [json.dumps(item).encode() for item in json.loads(whole)]
+        items[place] = noise.replace(b'{"messages"', b"")
+        broken = b"[" + b",\n".join(items) + b"]"
+    else:
+        lines[place + 1] = noise
+        broken = b"\n".join(lines)
+    (folder / f"broken{suffix}").write_bytes(broken)
+    rows = rows_of(folder / f"broken{suffix}")
+    found = fields(rows)
+    lost = [row for number, row in enumerate(GOOD) if number != place and row not in found]
+    # noise that ends inside quotes can take its neighbour along; then the row that holds both says so or shows it
+    held = [row for row in rows if row.problem or any(row.image in one or one[0] in row.answer for one in lost)]
+    assert len(lost) <= len(held) and len(lost) <= 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+@given(st.data())
+def test_a_file_cut_off_anywhere_keeps_the_rows_before(folder: Path, suffix: str, data: st.DataObject) -> None:
+    write_texts(folder, "good", GOOD)
+    whole = (folder / f"good{suffix}").read_bytes()
+    (folder / f"cut{suffix}").write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    rows = rows_of(folder / f"cut{suffix}")
+    complete = [row for row in fields(rows) if row in GOOD]
+    assert complete == GOOD[: len(complete)] and len(rows) <= len(complete) + 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_noise_through_the_whole_conversion_is_counted(tmp_path: Path, suffix: str) -> None:
+    rng = random.Random(0)
+    root = tmp_path / "release"
+    Image.new("L", (32, 32)).save(tmp_path / "0000001.png")
+    for _ in range(12):
+        write_texts(root, "SARVQA1_train", [("0000001.png", "Is there a ship?", "Yes.")] * 40)
+        path = root / f"SARVQA1_train{suffix}"
+        text = bytearray(path.read_bytes())
+        for _ in range(10):
+            text[rng.randrange(len(text))] = rng.randrange(256)
+        path.write_bytes(text)
+        (root / ("SARVQA1_train.json" if suffix == ".csv" else "SARVQA1_train.csv")).unlink()
+        conversion = convert(root, tmp_path, 0, Prompts())
+        manifest = write_data_folder(tmp_path / "data", *conversion[:2], tmp_path, conversion.inputs)
+        assert manifest["read"] == manifest["accepted"] + sum(manifest["rejected"].values()) >= 30
+        kept = [dialogue for record in read_records(tmp_path / "data", "train") for dialogue in record.dialogues]
+        assert len(kept) == manifest["accepted"]
+
+
+def test_headers_in_any_order_with_other_columns_or_none_at_all(tmp_path: Path) -> None:
+    expected = [("1.png", "Is it?", "Yes.")]
+    for text in (
+        "1.png,Is it?,Yes.\n",
+        "\ufeff Image Name , Question , Answer\r\n1.png,Is it?,Yes.\r\n",
+        ",answer,QUESTION,Image_Name\n0,Yes.,Is it?,1.png\n",
+        '"Image Name","Question","Answer"\n\n"1.png", "Is it?", "Yes."',
+    ):
+        (tmp_path / "x.csv").write_text(text, encoding="utf-8", newline="")
+        assert fields(rows_of(tmp_path / "x.csv")) == expected
+    (tmp_path / "x.csv").write_text("")
+    assert rows_of(tmp_path / "x.csv") == []
+
+
+def test_images_are_named_by_their_stem_whatever_the_path_and_suffix() -> None:
+    assert {stem_of(f"{place}SV_Darwin_-12.4278_130.8688{suffix}") for place in ("", "a/b/", "C:\\x\\", "../")
+            for suffix in ("", ".png", ".TIF", ".jpg", ".bmp")} == {"sv_darwin_-12.4278_130.8688"}  # fmt: skip
+
+
+def pack(sample: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((sample / "Text").rglob("*.*")):
+            archive.write(path, path.relative_to(sample))
+    return target
+
+
+def test_the_archive_itself_gives_the_same_records(sample: Path, tmp_path: Path) -> None:
+    expected = convert(sample, sample, 0.1, Prompts())
+    archive = pack(sample, tmp_path / "Text.zip")
+    assert convert(archive, sample, 0.1, Prompts()).records.equals(expected.records)
+    below = convert(tmp_path, sample, 0.1, Prompts())
+    assert below.records.equals(expected.records) and list(below.inputs) == ["Text.zip"]
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "unpacked/SARVQA1_train.json").write_bytes((sample / "Text/VQA/train/SARVQA1_train.json").read_bytes())
+    assert find_text_files(tmp_path)[VQA][0].member is None, "what lies unpacked is read"
+    output = run_script(
+        "data_prep/convert_sarlang.py", "--root", archive, "--image_root", sample, "--out", tmp_path / "data"
+    )
+    assert "Text.zip/Text/VQA/test/SARVQA1_test.csv holds the same rows" in output and "Simulated scenes" in output
+
+
+def test_a_damaged_archive_is_named(sample: Path, tmp_path: Path) -> None:
+    archive = pack(sample, tmp_path / "Text.zip")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"Text\.zip: not a whole zip archive .* download it again"):
+        convert(archive, sample, 0, Prompts())
+    middle = len(whole) // 3
+    archive.write_bytes(whole[:middle] + bytes(200) + whole[middle + 200 :])
+    with pytest.raises(InputError, match="download it again"):
+        convert(archive, sample, 0, Prompts())
+
+
+def test_links_out_of_the_root_are_refused_or_left_aside(sample: Path, tmp_path: Path) -> None:
+    root = tmp_path / "release"
+    root.mkdir()
+    (root / "SARVQA1_train.csv").symlink_to(sample / "Text/VQA/train/SARVQA1_train.csv")
+    with pytest.raises(InputError, match=r"SARVQA1_train\.csv: is a link out of --root"):
+        convert(root, sample, 0, Prompts())
+    (root / "SARVQA1_train.csv").unlink()
+    write_texts(root, "SARVQA1_train", [("SIM_000000.png", "Is there a ship?", "Yes.")])
+    (root / "SARimages").symlink_to(sample / "SARimages")
+    output = run_script("data_prep/convert_sarlang.py", "--root", root, "--out", tmp_path / "data", code=2)
+    assert "SARimages: a link to a folder, not followed" in output and "image not found" in output
+
+
+def test_broken_huge_and_elongated_images_are_rejected_by_their_header(tmp_path: Path) -> None:
+    root = tmp_path / "release"
+    root.mkdir()
+    Image.new("L", (30, 20)).save(root / "good.png")
+    good = (root / "good.png").read_bytes()
+    header = good[12:16] + (60_000).to_bytes(4, "big") * 2 + good[24:29]
+    (root / "bomb.png").write_bytes(good[:12] + header + zlib.crc32(header).to_bytes(4, "big") + good[33:])
+    (root / "empty.png").write_bytes(b"")
+    (root / "text.jpg").write_bytes(b"not found")
+    (root / "cut.tif").write_bytes(b"II*\x00\x08\x00\x00\x00")
+    Image.new("L", (402, 2)).save(root / "long.png")
+    names = ["good", "bomb", "empty", "text", "cut", "long", "gone"]
+    write_texts(root, "SARVQA1_train", [(f"{name}.png", "Is there a ship?", "Yes.") for name in names])
+    records, rejections, _ = convert(root, root, 0, Prompts())
+    assert [record.images for record in to_records(records)] == [["good.png"]]
+    assert {Path(rejection.image).stem: rejection.reason for rejection in rejections} == {
+        "bomb": "image too large", "empty": "image unreadable", "text": "image unreadable", "cut": "image unreadable",
+        "long": "image too elongated", "gone": "image not found",
+    }  # fmt: skip
+
+
+def test_json_and_csv_that_disagree_are_said_and_fatal_when_strict(tmp_path: Path) -> None:
+    root = tmp_path / "release"
+    rows = [("1.png", f"Is there a ship, number {number}?", "Yes.") for number in range(5)]
+    write_texts(root, "SARVQA1_train", rows)
+    Image.new("L", (32, 32)).save(root / "1.png")
+    path = root / "SARVQA1_train.csv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *reversed(lines)]))
+    words = ["data_prep/convert_sarlang.py", "--root", root, "--out", tmp_path / "data"]
+    assert "SARVQA1_train.csv holds the same rows" in run_script(*words), "the order does not count"
+    path.write_text("\n".join([header, *lines[:3], lines[0]]))
+    assert "DISAGREES: 2 rows only in the first, 1 only in the second" in run_script(*words)
+    output = run_script(*words, "--strict", code=2)
+    assert "--strict: JSON and CSV disagree: SARVQA1_train.json" in output
+
+
+def test_counts_stand_beside_the_published_ones(tmp_path: Path) -> None:
+    root = tmp_path / "release"
+    (root / "Text").mkdir(parents=True)
+    Image.new("L", (32, 32)).save(root / "0000001.png")
+    Image.new("L", (32, 32)).save(root / "SN6_Rotterdam_1.png")
+    questions = ["How many ships are in the image?", "What shape are the pools?", "Why is the port busy?"]
+    write_texts(root / "Text", "SARVQA2_train", [("0000001.png", question, "2.") for question in questions])
+    write_texts(root / "Text", "Caption_test1", [("SN6_Rotterdam_1.tif", None, "A port."), ("7.png", None, "A port.")])
+    counts = count_beside_published(convert(root, root, 0.5, Prompts()).records)
+    assert {count.published.name.strip(): count.here for count in counts if count.here} == {
+        "texts": 4, "captions, test, concise": 1, "questions, train": 3, "SARVQA2 (inferred)": 3, "counting": 1,
+        "others": 2, "shape": 1, "reasoning": 1, "images": 2, "SpaceNet6": 1, "SARDet-100K": 1,
+        "images with captions, test": 1,
+    }  # fmt: skip
+    words = ["data_prep/convert_sarlang.py", "--root", root, "--out", tmp_path / "data"]
+    output = run_script(*words, "--strict", code=2)
+    assert "questions, train -955,369" in output and not (tmp_path / "data").exists()
+    (root / "unused.png").write_bytes((root / "0000001.png").read_bytes())
+    output = run_script(*words)
+    assert "questions, train                  955,372          3    -955,369" in output
+    assert (
+        "1 images that texts name were not found (such as 7)" in output and "1 images are named by no text" in output
+    )
+    assert sum(one.number for one in PUBLISHED if one.where.keys() == {"task"}) + 45_650 == PUBLISHED[0].number
+
+
+def test_a_full_disk_leaves_the_old_folder_and_is_named(sample: Path, tmp_path: Path) -> None:
+    words = ["data_prep/convert_sarlang.py", "--root", sample, "--out", tmp_path / "data"]
+    run_script(*words)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    finished = subprocess.run(
+        [sys.executable, *map(str, words), "--val_fraction", "0.5"], cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )  # fmt: skip
+    assert finished.returncode == 2, finished.stderr
+    assert "cannot be written" in finished.stderr and "what was there is unchanged" in finished.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "nothing half-written stays"
+
+
+def write_for_ever(out: Path, tables: list[pa.Table]) -> None:
+    while True:
+        for table in tables:
+            write_data_folder(out, table, [], out.parent, {})
+
+
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(sample: Path, tmp_path: Path) -> None:
+    tables = [convert(sample, sample, fraction, Prompts()).records for fraction in (0.1, 0.5)]
+    expected = [count_dialogues(table) for table in tables]
+    out = tmp_path / "data"
+    write_data_folder(out, tables[0], [], tmp_path, {})
+    rng, found = random.Random(0), []
+    for _ in range(20):
+        process = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(out, tables))
+        process.start()
+        time.sleep(rng.uniform(0.01, 0.06))
+        os.kill(process.pid, 9)
+        process.join()
+        counts = read_manifest(out)["counts"]
+        assert counts in expected
+        rows = [len(record.dialogues) for split in ("train", "val", "test") for record in read_records(out, split)]
+        assert sum(rows) == read_manifest(out)["accepted"]
+        found.append(expected.index(counts))
+    assert set(found) == {0, 1}, "the kills came before and after a replacement"
