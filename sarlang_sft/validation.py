@@ -60,11 +60,18 @@ class Batch:
 def check_manifest(data: Path) -> dict[str, Any]:
     """The manifest of a data folder; raises [`InputError`] if it is none of `write_data_folder`."""
     manifest = read_manifest(data)
-    wanted = {"read": int, "accepted": int, "rejected": dict, "counts": dict, "image_root": str}
-    for name, kind in wanted.items():
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
-            raise InputError(f"--data {data}: manifest.json has no `{name}` as converters write it; convert again")
+    levels = {"read": 0, "accepted": 0, "rejected": 1, "counts": 3}  # of mappings around the numbers
+    wrong = [name for name, depth in levels.items() if not _counted(manifest, name, depth)]
+    if wrong or not isinstance(manifest.get("image_root"), str):
+        name = (wrong or ["image_root"])[0]
+        raise InputError(f"--data {data}: manifest.json has no `{name}` as converters write it; convert again")
     return manifest
+
+
+def _counted(found: Any, name: str, depth: int) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get(name), dict if depth else int):
+        return False
+    return depth == 0 or all(_counted(found[name], inner, depth - 1) for inner in found[name])
 
 
 def _batches(data: Path, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
