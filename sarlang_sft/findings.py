@@ -60,7 +60,10 @@ KINDS = {
     "deep_pixels": _note(
         "more than 8 bit: ours are stretched (1st-99th percentile), other tools clip", "nothing, or store 8 bit"
     ),
-    "converted_image": _note("palette, alpha, CMYK, 1 bit or more than 3 bands: read as RGB", "store grey or RGB"),
+    "converted_image": _note(
+        "palette, alpha, CMYK, 1 bit, 16-bit colour or more than 3 bands: read as 8-bit RGB or in part",
+        "store grey or RGB",
+    ),
     "duplicate_image": _warning("the same decoded pixels as another file of the split", "keep one of them"),
     "shared_image": _error("in two splits, by path or by decoded pixels: scores would lie", "take it out of one"),
     # records

@@ -112,10 +112,10 @@ def _decode_tiff(path: Path, most: int) -> _Decoded:
         rasterio.open(path, driver="GTiff") as file,
     ):
         size = sum(np.dtype(kind.replace("complex_int16", "complex64")).itemsize for kind in file.dtypes)
-        _check_bytes(file.width, file.height, size, most)
-        meaning = set(file.colorinterp)
-        converted = {ColorInterp.palette: "palette", ColorInterp.alpha: "alpha"}
-        names = [name for kind, name in converted.items() if kind in meaning]
+        for height, width in {file.shape, *file.block_shapes}:  # the blocks of a broken file may be larger than it is
+            _check_bytes(width, height, size, most)
+        converted = {ColorInterp.palette: "palette, as its numbers", ColorInterp.alpha: "alpha"}
+        names = [name for kind, name in converted.items() if kind in file.colorinterp]
         if file.count > 3 and not names:
             names = [f"{file.count} bands"]
         return _Decoded(file.read(), file.dtypes[0], ", ".join(names))
@@ -128,12 +128,12 @@ def _decode_picture(path: Path, most: int) -> _Decoded:
     ):
         grey = {"I;16": 2, "I;16B": 2, "I": 4, "F": 4}
         _check_bytes(*image.size, grey.get(image.mode, len(image.getbands())), most)
-        deep = image.format == "PNG" and "16B" in str(image.tile)  # colour PNG of 16 bit: Pillow keeps the upper 8
         converted = {"P": "palette", "LA": "alpha", "RGBA": "alpha", "PA": "palette, alpha", "1": "1 bit"}
         plain = image.mode in PLAIN_MODES
+        cut = image.mode not in grey and image.format == "PNG" and "16B" in str(image.tile)
         bands = np.atleast_3d(np.asarray(image if plain else image.convert("RGB"))).transpose(2, 0, 1)
         name = "" if plain else converted.get(image.mode, image.mode)
-        return _Decoded(bands, "uint16" if deep else str(bands.dtype), name)
+        return _Decoded(bands, "uint16" if cut else str(bands.dtype), "the upper 8 bits of colour" if cut else name)
 
 
 def _facts(decoded: _Decoded) -> ImageFacts:

@@ -80,15 +80,11 @@ def _batches(data: Path, split: str, columns: Sequence[str]) -> Iterator[pa.Reco
         raise InputError(f"--data {data}: {path.name} is missing; convert again")
     try:
         with pq.ParquetFile(path) as file:
-            found = file.schema_arrow
-            for name in SCHEMA.names:
-                if name not in found.names or found.field(name).type != SCHEMA.field(name).type:
-                    raise InputError(
-                        f"{path}: no column `{name}` of the type {SCHEMA.field(name).type}; convert again"
-                    )
-            if len(found.names) > len(SCHEMA.names):
-                unknown = sorted(set(found.names) - set(SCHEMA.names)) or "one twice"
-                raise InputError(f"{path}: columns that a data folder does not have: {unknown}; convert again")
+            wanted, found = ({one.name: one.type for one in schema} for schema in (SCHEMA, file.schema_arrow))
+            if wrong := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
+                raise InputError(
+                    f"{path}: columns are missing, unknown or of another type: {', '.join(wrong)}; convert again"
+                )
             yield from file.iter_batches(RECORDS_AT_ONCE, columns=list(columns))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: is no whole parquet file ({error}); convert again") from error
@@ -149,7 +145,7 @@ def _of_pixels(fact: ImageFacts, sight: Sight | None) -> Iterator[tuple[str, str
         yield "missing_values", f"{fact.missing:.2%} of the pixels are NaN or infinite"
     if fact.pixels.startswith("complex"):
         yield "complex_pixels", fact.pixels
-    elif fact.pixels not in ("uint8", "bool"):
+    elif fact.pixels != "uint8":
         yield "deep_pixels", fact.pixels
     if fact.converted:
         yield "converted_image", fact.converted
