@@ -26,7 +26,13 @@ _SIDES = [384 * tiles for tiles in range(1, 7)]
 
 @dataclass(frozen=True)
 class Released:
-    """The settings of a family's released models: `image_processor`, `processor` and the pixels of a `patch`."""
+    """The settings that a family's released models have in their `preprocessor_config.json` on the hub.
+
+    Attributes:
+        patch: Side of a patch of the vision tower, in pixels.
+        image_processor: Settings of the image processor.
+        processor: Settings of the processor around it.
+    """
 
     patch: int
     image_processor: dict[str, Any]

@@ -44,10 +44,10 @@ def _note(meaning: str, remedy: str) -> Kind:
 
 KINDS = {
     # images
-    "missing_image": _error("no such file below the image root", "fetch it, or give the right --image_root"),
+    "missing_image": _error("no such file below the image root", "fetch it, or give the right `--image_root`"),
     "outside_root": _error("`..`, an absolute path or a link leaves the image root; never opened", "copy it inside"),
     "unreadable_image": _error("empty, cut off, or no image: it does not decode in full", "fetch the file again"),
-    "huge_image": _error("decodes to more than --max_image_mb; only its header was read", "tile it"),
+    "huge_image": _error("decodes to more than `--max_image_mb`; only its header was read", "tile it"),
     "wrong_size": _error("width and height are not those recorded", "convert again: boxes and lengths rest on them"),
     "elongated_image": _error("longer than the backbone takes (without one: 200 to 1)", "tile it or leave it out"),
     "tiny_image": _warning("a side shorter than one image token (without a backbone: 16 pixels)", "crop wider chips"),
@@ -77,11 +77,11 @@ KINDS = {
     # dialogues
     "no_such_box": _error("a text names a box that its record does not have", "correct the number, counted from 0"),
     "duplicate_id": _error("two dialogues have one id: answers could not be told apart", "number them anew"),
-    "unknown_task": _error("no application of the data model", "choose one of records.TASKS"),
+    "unknown_task": _error("no application of the data model", "choose one of `records.TASKS`"),
     "empty_text": _error("a dialogue without turns, or an empty question or answer", "leave it out"),
-    "long_text": _warning("more than --max_characters", "shorten it; look for texts run together"),
+    "long_text": _warning("more than `--max_characters` (2000)", "shorten it; look for texts run together"),
     "undecodable_text": _error("no valid UTF-8, such as a lone surrogate", "mend the encoding and convert again"),
-    "special_token": _error("holds a control token of a backbone, such as <image>", "take it out of the text"),
+    "special_token": _error("holds a control token of a backbone, such as `<image>`", "take it out of the text"),
     "control_characters": _warning("control, invisible or replacement characters", "take them out; save as UTF-8"),
     "answer_in_question": _warning("the question gives its answer away", "reword the question"),
     "contradiction": _warning("one question on one image has different answers", "keep the right one"),

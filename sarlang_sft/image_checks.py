@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,14 +69,23 @@ def examine_images(root: Path, names: list[str], max_mb: int, processes: int) ->
         names: Paths relative to `root`.
         max_mb: Images that decode to more are left alone; every process needs about three times that at most.
         processes: 1 examines them in this process.
+
+    Raises:
+        InputError: A process was killed from outside, as systems do when memory runs out.
     """
     examine = partial(examine_image, root, max_mb)
     if processes == 1:
         yield from tqdm(map(examine, names), desc="images", unit=" images", total=len(names))
         return
-    with ProcessPoolExecutor(processes) as pool:
-        found = pool.map(examine, names, chunksize=FILES_AT_ONCE)
-        yield from tqdm(found, desc="images", unit=" images", total=len(names))
+    try:
+        with ProcessPoolExecutor(processes) as pool:
+            found = pool.map(examine, names, chunksize=FILES_AT_ONCE)
+            yield from tqdm(found, desc="images", unit=" images", total=len(names))
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"--processes {processes}: one was killed, probably since memory ran out; take fewer, or a lower "
+            "--max_image_mb"
+        ) from error
 
 
 def examine_image(root: Path, max_mb: int, name: str) -> ImageFacts:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sarlang_sft import image_checks
 from sarlang_sft.backbone_fit import RELEASED, Sight, choose_sight, shape_problem
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.class_folders import convert_folders
@@ -38,12 +39,13 @@ from sarlang_sft.records import (
 from sarlang_sft.sarlang import CLASS_PREFIX, POSITION_PREFIX, VQA_PROMPT
 from sarlang_sft.sarlang_texts import CAPTION_PROMPT
 from sarlang_sft.text_checks import SPECIAL_TOKENS, gives_away, special_tokens
-from sarlang_sft.validation import check_manifest, dialogue_findings, image_findings, list_images
+from sarlang_sft.validation import box_problem, check_manifest, dialogue_findings, image_findings, list_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 WIDTH, HEIGHT = 40, 32
 SPLITS_OF = ("train", "train", "train", "test", "test", "val")
 LARGEST_MB = 8
+often = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 NOT_UTF8 = b"\xed\xa0\x80"  # a lone surrogate as careless writers store it
 IN_ITS_PLACE = "@@@"
 
@@ -398,6 +400,59 @@ def test_the_sample_and_the_clean_folder_have_no_finding(data: Path, tmp_path: P
     assert findings_of(data) == []
 
 
+def test_pairs_texts_alone_and_long_talks_are_no_finding(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 0, None)
+    first, second, third, *_ = folder.records
+    start = Turn("What is it?", "A ship.")
+    talks = [
+        Dialogue(f"talk {number}", "vqa2", "others", [start, Turn("Where?", answer)])
+        for number, answer in enumerate(["Left of the pier.", "At sea."])
+    ]
+    compared = asked("pair", "cross_identification", "Is <box:0> in both?", "Yes.")
+    folder.records += [
+        replace(first, images=[*first.images, *second.images], dialogues=talks),
+        replace(first, images=[*first.images, *third.images], dialogues=[compared]),
+        Record([], 0, 0, "texts", "train", dialogues=[asked("text", "others", "What is sigma0?", "A ratio.")]),
+        Record([], 0, 0, "texts", "train", dialogues=[asked("text 2", "others", "What is a look?", "A part.")]),
+    ]
+    assert findings_of(folder.write()) == []
+
+
+def test_what_is_not_there_stops_nothing(tmp_path: Path) -> None:
+    data = Folder(tmp_path, 0, None).write()
+    table = pq.read_table(data / "train.parquet")
+    rows = table.to_pylist()
+    rows[0] |= {"images": None, "boxes": [None, {"label": None, "points": None}], "source": None, "width": None}
+    rows[1] |= {"dialogues": None, "boxes": None}
+    rows[2]["dialogues"] = [None, {"id": None, "task": "others", "turns": [None, {"question": None, "answer": "A."}]}]
+    pq.write_table(table.from_pylist(rows, schema=table.schema), data / "train.parquet")
+    assert {one.finding for one in findings_of(data)} == {
+        "unusable_box", "no_dialogues", "duplicate_id", "unknown_task", "empty_text", "manifest_counts",
+    }  # fmt: skip
+
+
+@often
+@given(
+    st.tuples(st.floats(0, 90), st.floats(0, 40)),
+    st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)),
+    st.sampled_from([(-1, 0), (1, 0), (0, -1), (0, 1)]),
+    st.floats(1.01, 1e6),
+)
+def test_boxes_are_judged_by_the_image_in_both_forms(
+    corner: tuple[float, float], sides: tuple[float, float], way: tuple[int, int], beyond: float
+) -> None:
+    (x, y), (w, h) = corner, sides
+    assert box_problem([x, y, w, h], 100, 50) is None
+    assert box_problem([x, y, x + w, y, x + w, y + h, x, y + h], 100, 50) is None
+    # moved until it reaches `beyond` pixels out of the image on one side
+    x = {-1: -beyond, 1: 100 + beyond - w, 0: x}[way[0]]
+    y = {-1: -beyond, 1: 50 + beyond - h, 0: y}[way[1]]
+    expected = "box_outside" if beyond < (w if way[0] else h) * 0.999 else "unusable_box"
+    if abs(beyond - (w if way[0] else h)) > 0.01:
+        assert box_problem([x, y, w, h], 100, 50) == expected
+        assert box_problem([x, y, x, y + h, x + w, y + h, x + w, y], 100, 50) == expected
+
+
 @pytest.mark.parametrize("prompt", ["{question}", VQA_PROMPT])
 @pytest.mark.parametrize(
     ("question", "answer"),
@@ -519,7 +574,7 @@ def test_nothing_is_opened_that_an_image_refers_to(tmp_path: Path) -> None:
         assert examine_image(root, LARGEST_MB, name).problem[0] == "missing_image"
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@often
 @given(
     suffix=st.sampled_from([".png", ".jpg", ".bmp", ".tif"]), place=st.floats(0, 0.999), junk=st.binary(max_size=40)
 )
@@ -556,6 +611,16 @@ def test_findings_are_the_same_in_any_number_of_processes(tmp_path: Path) -> Non
     data = folder.write()
     assert findings_of(data, processes=2) == findings_of(data)
     assert [one.finding for one in findings_of(data)] == ["missing_image", "unusable_box", "special_token"]
+
+
+def die(*_: object) -> None:
+    os._exit(9)
+
+
+def test_a_killed_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_checks, "examine_image", die)
+    with pytest.raises(InputError, match="one was killed"):
+        list(examine_images(tmp_path, ["a.png", "b.png"], LARGEST_MB, 2))
 
 
 def test_what_scripts_and_people_are_told(
