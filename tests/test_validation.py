@@ -38,7 +38,7 @@ from sarlang_sft.records import (
 )
 from sarlang_sft.sarlang import CLASS_PREFIX, POSITION_PREFIX, VQA_PROMPT
 from sarlang_sft.sarlang_texts import CAPTION_PROMPT
-from sarlang_sft.text_checks import SPECIAL_TOKENS, gives_away, special_tokens
+from sarlang_sft.text_checks import SPECIAL_TOKENS, gives_away, same_answer, special_tokens
 from sarlang_sft.validation import box_problem, check_manifest, dialogue_findings, image_findings, list_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -503,6 +503,25 @@ def test_a_question_that_holds_its_answer_is_told(question: str, answer: str) ->
     assert not gives_away(VQA_PROMPT.replace("{question}", question), f"{answer.strip('.')}like")
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Yes.", "Yes, there is one.", True), ("Vessel.", "a ship", True), ("2.", "two", True),
+        ("top left", "Left top.", True), ("\u00b0", "\u00b0 ", True), ("Yes.", "No.", False), ("2.", "3.", False),
+        ("ship", "ship, car", False),
+    ],
+)  # fmt: skip
+def test_answers_contradict_by_what_they_say(one: str, other: str, same: bool) -> None:
+    assert same_answer(one, other) == same_answer(other, one) == same
+
+
+def test_blank_images_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 0, None)
+    for folder.victim in (0, 1, 4):
+        folder.becomes(np.zeros((HEIGHT, WIDTH), np.uint8), ".bmp")
+    assert [one.finding for one in findings_of(folder.write())] == ["blank_image"] * 3
+
+
 def test_every_family_sees_as_its_released_models_do() -> None:
     assert set(RELEASED) == set(BACKBONES)
     expected = {"qwen2_vl": (28, 324), "qwen2_5_vl": (28, 324), "qwen3_vl": (32, 256), "llava": (14, 576)}
@@ -570,6 +589,7 @@ def test_nothing_is_opened_that_an_image_refers_to(tmp_path: Path) -> None:
         "circle.png": "missing_image", "inside.png": None, "pipe.png": "missing_image",
         "program.png": "unreadable_image", "real.png": None, "virtual.tif": "unreadable_image",
     }  # fmt: skip
+    assert "cannot identify" in found["program.png"][1]  # it was not even asked whether it is EPS
     for name in ("a\0b.png", "x" * 5000 + ".png", ""):
         assert examine_image(root, LARGEST_MB, name).problem[0] == "missing_image"
 
