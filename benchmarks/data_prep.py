@@ -1,15 +1,16 @@
-"""Time and memory of converting a generated release of SARLANG-1M's full size.
+"""Time and memory of converting and validating a generated release of SARLANG-1M's full size.
 
     python benchmarks/data_prep.py                                   # 1 %, 10 % and all of it
     python benchmarks/data_prep.py --out benchmarks/results/cpu_data_prep.json
 
 The generated texts come as CSV and as JSON and have the published number of rows of every kind, so that the converter
-runs with --strict; the images are hard links to a few files. Memory is the highest sum over the converter's processes
-of what is theirs alone and their part of what they share (PSS), looked at every 50 ms.
+runs with --strict; the images are hard links to eight files of 512 x 512 pixels, which validate.py therefore finds
+again and again. Memory is the highest sum over a program's processes of what is theirs alone and their part of what
+they share (PSS), looked at every 50 ms.
 """
 
 import argparse
-import subprocess
+import re
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ import setting
 
 from sarlang_sft.sarlang_texts import write_texts
 
-CONVERTER = Path(__file__).parent.parent / "data_prep" / "convert_sarlang.py"
+DATA_PREP = Path(__file__).parent.parent / "data_prep"
 
 # Folder, name and number of the images of each source, in train and in test.
 IMAGES = [
@@ -128,20 +129,30 @@ def memory_of(process: psutil.Process) -> int:
     return total
 
 
-def measure(scale: float, folder: Path) -> dict[str, float]:
-    """Convert a release of this scale in a process of its own."""
-    rows = write_release(folder / "release", scale)
-    words = ["--root", folder / "release", "--out", folder / "data", *["--strict"] * (scale == 1)]
+def measure(script: str, words: list[object], codes: tuple[int, ...] = (0,)) -> dict[str, float]:
+    """Seconds and bytes of a program in a process of its own; `codes` are the exit codes it may end with."""
     start, peak = time.perf_counter(), 0
-    with open(folder / "log", "wb") as log:
-        process = psutil.Popen([sys.executable, CONVERTER, *map(str, words)], stdout=log, stderr=log)
+    with tempfile.TemporaryFile() as log:
+        process = psutil.Popen([sys.executable, DATA_PREP / script, *map(str, words)], stdout=log, stderr=log)
         while process.poll() is None:
             peak = max(peak, memory_of(process))
             time.sleep(0.05)
-    if process.returncode:
-        raise SystemExit((folder / "log").read_text(encoding="utf-8")[-4000:])
-    print(subprocess.run(["tail", "-n", "40", folder / "log"], capture_output=True, text=True).stdout)
-    return {"scale": scale, "rows": rows, "seconds": time.perf_counter() - start, "peak_bytes": peak}
+        seconds = time.perf_counter() - start
+        log.seek(0)
+        output = log.read().decode()
+    if process.returncode not in codes:
+        raise SystemExit(output[-4000:])
+    print("\n".join(line for line in output.splitlines() if not re.search(r"it/s|rows/s|images/s", line)))
+    return {"seconds": seconds, "peak_bytes": peak}
+
+
+def convert_and_validate(scale: float, folder: Path) -> dict[str, object]:
+    """Both programs on a release of this scale."""
+    rows = write_release(folder / "release", scale)
+    words = ["--root", folder / "release", "--out", folder / "data", *["--strict"] * (scale == 1)]
+    convert = measure("convert_sarlang.py", words)
+    validate = measure("validate.py", ["--data", folder / "data"], (0, 1))
+    return {"scale": scale, "rows": rows, "convert": convert, "validate": validate}
 
 
 def main() -> None:
@@ -153,12 +164,12 @@ def main() -> None:
     for scale in options.scales:
         with tempfile.TemporaryDirectory() as scratch:
             (Path(scratch) / "release").mkdir()
-            runs.append(measure(scale, Path(scratch)))
+            runs.append(convert_and_validate(scale, Path(scratch)))
     for run in runs:
-        print(f"{run['rows']:>10,} rows {run['seconds']:7.1f} s {run['peak_bytes'] / 1e9:6.2f} GB")
-    setting.write_result(
-        options.out, {"hardware": setting.hardware(), "versions": setting.versions(), "conversion": runs}
-    )
+        for program in ("convert", "validate"):
+            seconds, memory = run[program].values()
+            print(f"{run['rows']:>10,} rows {program:8} {seconds:7.1f} s {memory / 1e9:6.2f} GB")
+    setting.write_result(options.out, {"hardware": setting.hardware(), "versions": setting.versions(), "runs": runs})
 
 
 if __name__ == "__main__":

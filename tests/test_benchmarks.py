@@ -41,9 +41,10 @@ def test_generation_ways_give_the_same_answers(tmp_path: Path) -> None:
 def test_conversion_is_measured_at_several_sizes(tmp_path: Path) -> None:
     out = tmp_path / "data_prep.json"
     output = run_script(ROOT / "benchmarks/data_prep.py", "--scales", 0.001, 0.002, "--out", out)
-    small, large = json.loads(out.read_text())["conversion"]
-    assert 1.9 < large["rows"] / small["rows"] < 2.1 and "SARDet-100K" in output
-    assert all(run[key] > 0 for run in (small, large) for key in ("seconds", "peak_bytes"))
+    small, large = json.loads(out.read_text())["runs"]
+    assert 1.9 < large["rows"] / small["rows"] < 2.1 and "SARDet-100K" in output and "duplicate_image" in output
+    programs = [run[program] for run in (small, large) for program in ("convert", "validate")]
+    assert all(program[key] > 0 for program in programs for key in ("seconds", "peak_bytes"))
 
 
 def test_ways_to_tune_are_measured_beside_plain_lora(tmp_path: Path) -> None:

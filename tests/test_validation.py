@@ -766,3 +766,9 @@ def test_real_bigearthnet_is_float_and_whole(real_data: Path, tmp_path: Path) ->
     write_data_folder(tmp_path / "data", to_table(records), [], root, {})
     found = findings_of(tmp_path / "data")
     assert {(one.finding, one.detail) for one in found} == {("deep_pixels", "float32")} and len(found) == len(names)
+
+
+def test_the_page_lists_every_finding() -> None:
+    page = (ROOT / "docs/validation.md").read_text(encoding="utf-8")
+    rows = [f"| `{name}` | {kind.severity} | {kind.meaning} | {kind.remedy} |" for name, kind in KINDS.items()]
+    assert "\n".join(rows) in page
