@@ -35,8 +35,8 @@ def refined_lee(intensity: np.ndarray, valid: np.ndarray, looks: float) -> np.nd
     variation c = 1 / looks, the estimate is m + b (z - m) with b = max(0, v - c m^2) / ((1 + c) v).
 
     Source: J.-S. Lee, "Refined filtering of image noise using local statistics", Computer Graphics and Image
-    Processing 15, 1981, with the multiplicative model for speckle. No variance threshold chooses between half and
-    whole window.
+    Processing 15, 1981, with the multiplicative model for speckle. Its threshold of the variance below which the whole
+    window is used has no published value for speckle and is left out: half windows are used everywhere.
 
     Args:
         looks: Equivalent number of looks of `intensity`.
@@ -91,8 +91,8 @@ def estimate_looks(counts: np.ndarray) -> float | None:
 
     Texture and edges lower the local looks of some windows, never of the bulk of homogeneous ones, which the mode
     finds without a person choosing an area. Source: S. N. Anfinsen, A. P. Doulgeris, T. Eltoft, "Estimation of the
-    Equivalent Number of Looks in Polarimetric SAR Imagery", IEEE TGRS 47, 2009, section on unsupervised estimation;
-    here with the estimator m^2 / v of one polarisation, and the density taken over the logarithm.
+    Equivalent Number of Looks in Polarimetric Synthetic Aperture Radar Imagery", IEEE TGRS 47, 2009 (the density of
+    small-sample estimates over a whole scene); here of the estimate m^2 / v of one polarisation, over its logarithm.
 
     Args:
         counts: From [`count_looks`].
@@ -120,8 +120,7 @@ def _by_strips(
 def _box(values: np.ndarray, side: int) -> np.ndarray:
     """Sums over side x side pixels, of every place where the square fits."""
     width = values.shape[1] - side + 1
-    rows = sum(values[:, right : right + width] for right in range(1, side)) + values[:, :width]
-    return _down(rows, side)
+    return _down(sum(values[:, right : right + width] for right in range(side)), side)
 
 
 def _down(rows: np.ndarray, side: int) -> np.ndarray:

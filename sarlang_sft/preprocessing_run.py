@@ -15,8 +15,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from multiprocessing import connection, parent_process
 from io import FileIO
+from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 

@@ -21,14 +21,22 @@ def around(image: np.ndarray, valid: np.ndarray, y: int, x: int, reach: int) -> 
     return {(dy, dx): float(image[y + dy, x + dx]) for dy, dx in inside if valid[y + dy, x + dx]}
 
 
+def mean_of(pixels: dict[tuple[int, int], float]) -> float:
+    """The sum of each row, then of the rows: rounded like the filters' own, since a tie of two edges hangs on it."""
+    rows: dict[int, float] = {}
+    for (dy, _), value in pixels.items():
+        rows[dy] = rows.get(dy, 0) + value
+    return sum(rows.values()) / len(pixels)
+
+
 def refined_lee(image: np.ndarray, valid: np.ndarray, looks: float) -> np.ndarray:
     out = np.zeros(image.shape)
     for y, x in zip(*np.nonzero(valid), strict=True):
         squares = {}
         for row in (-1, 0, 1):
             for column in (-1, 0, 1):
-                values = around(image, valid, y + 2 * row, x + 2 * column, 1).values()
-                squares[row, column] = sum(values) / len(values) if values else None
+                pixels = around(image, valid, y + 2 * row, x + 2 * column, 1)
+                squares[row, column] = mean_of(pixels) if pixels else None
         m = {place: squares[0, 0] if mean is None else mean for place, mean in squares.items()}
         edges = [
             (m[-1, -1] + m[0, -1] + m[1, -1] - (m[-1, 1] + m[0, 1] + m[1, 1]), ("west", (0, -1)), ("east", (0, 1))),
@@ -57,6 +65,5 @@ def refined_lee(image: np.ndarray, valid: np.ndarray, looks: float) -> np.ndarra
 def boxcar(image: np.ndarray, valid: np.ndarray, looks: float) -> np.ndarray:
     out = np.zeros(image.shape)
     for y, x in zip(*np.nonzero(valid), strict=True):
-        values = around(image, valid, y, x, 3).values()
-        out[y, x] = sum(values) / len(values)
+        out[y, x] = mean_of(around(image, valid, y, x, 3))
     return out
