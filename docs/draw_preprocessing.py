@@ -1,4 +1,4 @@
-"""Draw docs/preprocessing.png: three real crops without a filter, with a boxcar and with refined Lee, one stretch each.
+"""Draw docs/preprocessing.png: three real crops without a filter, with boxcar and with refined Lee.
 
 python docs/draw_preprocessing.py DIR     # holds s1s2_pairs/ and bigearthnet_s1/
 """

@@ -47,17 +47,17 @@ def refined_lee(intensity: np.ndarray, valid: np.ndarray, looks: float) -> np.nd
     return _by_strips(intensity, valid, lambda z, w: _refined_lee(z, w, 1 / looks))
 
 
-def boxcar(intensity: np.ndarray, valid: np.ndarray, looks: float) -> np.ndarray:
+def boxcar(intensity: np.ndarray, valid: np.ndarray, looks: float | None) -> np.ndarray:
     """The mean of 7 x 7 pixels; 0 where not `valid`."""
     return _by_strips(intensity, valid, lambda z, w: _box(z, SIDE) / np.maximum(_box(w, SIDE), 1))
 
 
-def unfiltered(intensity: np.ndarray, valid: np.ndarray, looks: float) -> np.ndarray:
+def unfiltered(intensity: np.ndarray, valid: np.ndarray, looks: float | None) -> np.ndarray:
     """The intensity as it is; 0 where not `valid`."""
     return np.where(valid, intensity, 0.0)
 
 
-Filter = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+Filter = Callable[[np.ndarray, np.ndarray, float | None], np.ndarray]
 FILTERS: dict[str, Filter] = {"refined_lee": refined_lee, "boxcar": boxcar, "none": unfiltered}
 
 

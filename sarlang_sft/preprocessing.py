@@ -86,6 +86,8 @@ class Chain:
         ):
             if pair is not None and not (len(pair) == 2 and low <= pair[0] < pair[1] <= high):
                 raise InputError(f"--{option}: needs two rising numbers from {low} to {high}")
+        if self.nodata is not None and np.isnan(self.nodata):
+            raise InputError("--nodata nan: NaN is never valid; leave the option out")
         if self.tile is not None and not 0 <= self.overlap < self.tile:
             raise InputError(f"--tile {self.tile} --overlap {self.overlap}: the overlap must be smaller than the tile")
         if self.tile is None and self.overlap:
@@ -116,6 +118,7 @@ def preprocess(root: Path, image: RadarImage, chain: Chain, out: Path) -> dict[s
         intensity = lru_cache(1)(lambda area: _intensity(bands, area, domain, chain.combine))
         layers = len(bands) if COMBINATIONS[chain.combine] is None else 1
         looks = _looks(intensity, whole, chain, layers)
+        # everything is read once before anything is written: a torn file leaves no tiles
         despeckled = lru_cache(1)(lambda area: _despeckled_db(intensity, area, whole, chain.speckle_filter, looks))
         limits, valid = _stretch_limits(despeckled, whole, chain, layers)
         outputs = []

@@ -395,6 +395,7 @@ def test_other_parameters_another_root_and_strange_folders_are_refused(tmp_path:
         {"domain": "power"}, {"speckle_filter": "lee"}, {"combine": "max"}, {"bands": []}, {"looks": 0.0},
         {"combine": "colour"}, {"percentiles": [99.0, 1.0]}, {"percentiles": [1.0]}, {"range_db": [0.0, 0.0]},
         {"tile": 0}, {"tile": 64, "overlap": 64}, {"overlap": 8}, {"looks": float("nan")},
+        {"nodata": float("nan")},
     ],
 )  # fmt: skip
 def test_impossible_options_are_refused_by_name(options: dict[str, object]) -> None:
