@@ -35,8 +35,8 @@ def refined_lee(intensity: np.ndarray, valid: np.ndarray, looks: float) -> np.nd
     variation c = 1 / looks, the estimate is m + b (z - m) with b = max(0, v - c m^2) / ((1 + c) v).
 
     Source: J.-S. Lee, "Refined filtering of image noise using local statistics", Computer Graphics and Image
-    Processing 15, 1981, with the multiplicative model for speckle. Its threshold of the variance below which the whole
-    window is used has no published value for speckle and is left out: half windows are used everywhere.
+    Processing 15, 1981, with the multiplicative model for speckle. Its threshold of the variance, below which the
+    whole window is used, is left out: half windows are used everywhere.
 
     Args:
         looks: Equivalent number of looks of `intensity`.

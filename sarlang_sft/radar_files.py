@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -77,7 +77,7 @@ def find_images(root: Path) -> tuple[list[RadarImage], dict[str, str], Counter[s
     """
     if not root.is_dir():
         raise InputError(f"--root {root}: no such folder")
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, str | None]] = {}  # the files of an image, each with the reason against it
     rejected: dict[str, str] = {}
     others: Counter[str] = Counter()
     for folder, folders, files in os.walk(root):
@@ -88,20 +88,19 @@ def find_images(root: Path) -> tuple[list[RadarImage], dict[str, str], Counter[s
             if path.suffix.lower() not in IMAGE_SUFFIXES:
                 others[path.suffix.lower() or path.name] += 1
                 continue
-            why = _reason_against(root, relative.as_posix())
-            if why:
-                rejected[relative.as_posix()] = why
-                continue
             ending = FILE_ENDING.fullmatch(path.stem)
             name = relative.with_name(ending[1] if ending else path.stem).as_posix()
-            groups.setdefault(name, []).append(relative.as_posix())
+            groups.setdefault(name, {})[relative.as_posix()] = _reason_against(root, relative.as_posix())
     images = []
-    for name, files in sorted(groups.items()):
-        kinds = Counter(_polarisation_of_file(file) for file in files)
-        if len(files) > 1 and (None in kinds or max(kinds.values()) > 1):
-            rejected |= dict.fromkeys(files, "several files would become one image")
+    for name, reasons in sorted(groups.items()):
+        kinds = Counter(_polarisation_of_file(file) for file in reasons)
+        if any(reasons.values()):
+            # never the image without the bad file: its picture would be one of another polarisation
+            rejected |= {file: why or "another of its polarisations is bad" for file, why in reasons.items()}
+        elif len(reasons) > 1 and (None in kinds or max(kinds.values()) > 1):
+            rejected |= dict.fromkeys(reasons, "several files would become one image")
         else:
-            images.append(RadarImage(name, tuple(files)))
+            images.append(RadarImage(name, tuple(reasons)))
     return images, rejected, others
 
 
@@ -140,8 +139,8 @@ def open_bands(root: Path, image: RadarImage, wanted: list[str], nodata: float |
                 path = path_inside(root, file)
                 of_file = _tiff_bands if path.suffix.lower() in TIFF_SUFFIXES else _picture_bands
                 named = _polarisation_of_file(file)
-                for number, (name, *band) in enumerate(of_file(path, nodata, files), len(bands) + 1):
-                    bands.append(Band(name or named or str(number), *band))
+                for number, band in enumerate(of_file(path, nodata, files), len(bands) + 1):
+                    bands.append(replace(band, name=band.name or named or str(number)))
         chosen = [_choose(bands, name) for name in wanted]
         if len({band.shape for band in chosen}) > 1:
             raise InputError("polarisations of different size")
@@ -170,10 +169,8 @@ def _choose(bands: list[Band], wanted: str) -> Band:
     return found[0]
 
 
-OpenBand = tuple[str | None, tuple[int, int], np.dtype, Callable[[Area], tuple[np.ndarray, np.ndarray]]]
-
-
-def _tiff_bands(path: Path, nodata: float | None, files: ExitStack) -> list[OpenBand]:
+def _tiff_bands(path: Path, nodata: float | None, files: ExitStack) -> list[Band]:
+    """The bands of a GeoTIFF, which `files` closes; without a name where their description has no polarisation."""
     file = files.enter_context(rasterio.open(path, driver="GTiff"))
     pixels, stored = file.width * file.height, path.stat().st_size
     sizes = [2 * 8 if "complex" in dtype else np.dtype(dtype).itemsize for dtype in file.dtypes]
@@ -200,12 +197,13 @@ def _tiff_bands(path: Path, nodata: float | None, files: ExitStack) -> list[Open
     named = [NAMED.search(text or "") for text in file.descriptions]
     dtypes = [np.dtype("complex64" if "complex" in dtype else dtype) for dtype in file.dtypes]
     return [
-        (name and name[1].upper(), file.shape, dtype, partial(read, index))
+        Band(name[1].upper() if name else "", file.shape, dtype, partial(read, index))
         for index, (name, dtype) in enumerate(zip(named, dtypes, strict=True), 1)
     ]
 
 
-def _picture_bands(path: Path, nodata: float | None, files: ExitStack) -> list[OpenBand]:
+def _picture_bands(path: Path, nodata: float | None, files: ExitStack) -> list[Band]:
+    """The bands of a PNG, JPEG or BMP, decoded whole, without names."""
     with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
         bands = decode_picture(path)
 
@@ -213,4 +211,4 @@ def _picture_bands(path: Path, nodata: float | None, files: ExitStack) -> list[O
         values = band[area.slices]
         return values, np.full(values.shape, True) if nodata is None else values != nodata
 
-    return [(None, band.shape, band.dtype, partial(read, band)) for band in bands]
+    return [Band("", band.shape, band.dtype, partial(read, band)) for band in bands]

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import resource
@@ -137,7 +138,11 @@ def test_polarisations_in_files_of_their_own_become_one_image(tmp_path: Path) ->
     ):
         write_tif(tmp_path / name, scene().astype(np.float32))
     (tmp_path / "notes.txt").write_text("no image")
+    write_tif(tmp_path / "e/w_VH.tif", scene().astype(np.float32))
+    (tmp_path / "e/w_VV.tif").touch()
     images, rejected, ignored = find_images(tmp_path)
+    bad = {"e/w_VV.tif": "empty file", "e/w_VH.tif": "another of its polarisations is bad"}
+    assert {file: rejected.pop(file) for file in bad} == bad, "no picture of the wrong polarisation"
     assert [(image.name, image.files) for image in images] == [
         ("a/x", ("a/x_VV.tif", "a/x_vh.TIF")),
         ("b/x", ("b/x-HH.tif",)),
@@ -386,6 +391,9 @@ def test_other_parameters_another_root_and_strange_folders_are_refused(tmp_path:
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="no image in it"):
         preprocess_folder(tmp_path / "bare", tmp_path / "new", Chain(), workers=1)
+    with open(out / ".lock") as lock, pytest.raises(InputError, match="another run is writing"):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        preprocess_folder(root, out, Chain(), workers=1)
     assert set(outputs(out)) == {"a.png"} and not (tmp_path / "new").exists()
 
 
