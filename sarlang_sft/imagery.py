@@ -32,15 +32,23 @@ def read_image(path: Path) -> np.ndarray:
             ):
                 bands = file.read(out_dtype=np.float32) if file.dtypes[0] != "uint8" else file.read()
         else:
-            with Image.open(path) as image:
-                plain = image.mode in ("L", "RGB") or image.mode.startswith("I")
-                bands = np.atleast_3d(np.asarray(image if plain else image.convert("RGB"))).transpose(2, 0, 1)
+            bands = decode_picture(path)
     except (OSError, ValueError, Image.DecompressionBombError, RasterioError) as error:
         raise InputError(f"{path}: unreadable image: {error}") from error
     if bands.dtype != np.uint8:
         bands = np.stack([_stretch(band.astype(np.float32)) for band in bands])
     order = {1: (0, 0, 0), 2: (0, 1, 0)}.get(len(bands), (0, 1, 2))
     return np.ascontiguousarray(bands[list(order)].transpose(1, 2, 0), dtype=np.float32)
+
+
+def decode_picture(path: Path) -> np.ndarray:
+    """The bands of a PNG, JPEG or BMP as (C, H, W) in the file's own type; palettes and alpha become RGB.
+
+    Raises what Pillow raises: OSError, ValueError, DecompressionBombError.
+    """
+    with Image.open(path) as image:
+        plain = image.mode in ("L", "RGB") or image.mode.startswith("I")
+        return np.atleast_3d(np.asarray(image if plain else image.convert("RGB"))).transpose(2, 0, 1)
 
 
 def _stretch(band: np.ndarray) -> np.ndarray:

@@ -56,3 +56,19 @@ def test_ways_to_tune_are_measured_beside_plain_lora(tmp_path: Path) -> None:
     assert all(run[key] > 0 for run in (lora, qlora) for key in ("qa_per_s", "memory_bytes", "loss"))
     assert qlora["loss"] == pytest.approx(lora["loss"], rel=0.05) and qlora["loss"] != lora["loss"]
     assert "of LoRA" in output
+
+
+def test_refined_lee_is_measured_beside_boxcar_and_no_filter(tmp_path: Path) -> None:
+    out = tmp_path / "despeckle.json"
+    run_script(ROOT / "benchmarks/despeckle.py", "--out", out)
+    result = json.loads(out.read_text())
+    assert set(result) == {"hardware", "versions", "simulated", "time"} and "CPU" in result["hardware"]
+    for looks in (1, 4):
+        rows = {row["filter"]: row for row in result["simulated"] if row["looks"] == looks}
+        lee, boxcar, none = rows["refined_lee"], rows["boxcar"], rows["none"]
+        assert lee["rmse_db_near_edges"] < min(boxcar["rmse_db_near_edges"], none["rmse_db_near_edges"])
+        assert boxcar["rmse_db_flat"] < lee["rmse_db_flat"] < none["rmse_db_flat"]
+        assert boxcar["edge_slope_kept"] < lee["edge_slope_kept"] and lee["looks_estimated"] == pytest.approx(
+            looks, rel=0.15
+        )
+    assert all(row["plain_loop_over_ours"] > 0 for row in result["time"])
