@@ -1,4 +1,4 @@
-"""Draw docs/preprocessing.png: three real crops without a filter, with boxcar and with refined Lee.
+"""Draw docs/preprocessing.png: two real crops without a filter, with boxcar and with refined Lee.
 
 python docs/draw_preprocessing.py DIR     # holds s1s2_pairs/ and bigearthnet_s1/
 """
@@ -17,7 +17,6 @@ DOCS = Path(__file__).parent
 SIDE = 120  # pixels
 LAKE = "S1A_IW_GRDH_1SDV_20170925T043256_35VPK_69_24"
 CROPS = (
-    ("Coast, 8-bit amplitude", "s1s2_pairs/sar/199.png", "amplitude", 215, 240),
     ("River in a town, 8-bit amplitude", "s1s2_pairs/sar/139.png", "amplitude", 235, 425),
     ("Lake in a forest, float dB", f"bigearthnet_s1/{LAKE}/{LAKE}_VV.tif", "db", 0, 0),
 )
@@ -26,7 +25,7 @@ TITLES = {"none": "log and stretch alone", "boxcar": "boxcar 7 x 7", "refined_le
 
 def main() -> None:
     root = Path(sys.argv[1])
-    figure, axes = plt.subplots(len(CROPS), len(TITLES), figsize=(12, 12.3), layout="constrained")
+    figure, axes = plt.subplots(len(CROPS), len(TITLES), figsize=(12, 8.3), layout="constrained")
     for row, (label, file, domain, top, left) in zip(axes, CROPS, strict=True):
         with open_bands(root, RadarImage(label, (file,)), ["auto"], None) as (band,):
             values, valid = band.read(Area(0, 0, *band.shape))

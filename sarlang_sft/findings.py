@@ -1,8 +1,6 @@
 """What can be wrong with a data folder: the table of findings, their file, and their summary on the screen."""
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sarlang_sft.errors import InputError
+from sarlang_sft.whole_output import whole_file
 
 FOUND_ERRORS = 1  # exit code; 2 is bad input
 
@@ -130,30 +129,20 @@ def write_findings(findings: Iterable[Finding], path: Path) -> Summary:
     summary = Summary(path)
     if path.is_dir():
         raise InputError(f"--out {path}: is a folder; give the name of a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, building = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"--out {path}: cannot be written: {error}") from error
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            for found in findings:
-                summary.counts.setdefault(found.finding, Counter())[found.split, found.source] += 1
-                summary.examples.setdefault(found.finding, found)
-                line = {
-                    "finding": found.finding,
-                    "severity": KINDS[found.finding].severity,
-                    "split": found.split,
-                    "source": found.source,
-                    "image": found.image,
-                    "dialogue": found.dialogue,
-                    "detail": found.detail,
-                }
-                file.write(json.dumps(line) + "\n")
-        os.chmod(building, 0o644)
-        os.replace(building, path)
-    finally:
-        Path(building).unlink(missing_ok=True)
+    with whole_file(path) as file:
+        for found in findings:
+            summary.counts.setdefault(found.finding, Counter())[found.split, found.source] += 1
+            summary.examples.setdefault(found.finding, found)
+            line = {
+                "finding": found.finding,
+                "severity": KINDS[found.finding].severity,
+                "split": found.split,
+                "source": found.source,
+                "image": found.image,
+                "dialogue": found.dialogue,
+                "detail": found.detail,
+            }
+            file.write(json.dumps(line).encode() + b"\n")
     return summary
 
 

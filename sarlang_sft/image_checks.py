@@ -10,16 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import TIFF_SUFFIXES, path_inside
+from sarlang_sft.image_files import TIFF_SUFFIXES, open_picture, open_tiff, path_inside
 
-PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # others may start programs (EPS) or hold links
 PLAIN_MODES = ("L", "RGB", "I", "I;16", "I;16B", "F")  # pixels as they are; Pillow's other modes become RGB
 FILES_AT_ONCE = 16
 
@@ -116,11 +114,7 @@ def _check_bytes(width: int, height: int, bytes_per_pixel: int, most: int) -> No
 
 
 def _decode_tiff(path: Path, most: int) -> _Decoded:
-    # The driver is named: by content GDAL would also open virtual files, which refer to others outside the root.
-    with (
-        warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
-        rasterio.open(path, driver="GTiff") as file,
-    ):
+    with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), open_tiff(path) as file:
         size = sum(np.dtype(kind.replace("complex_int16", "complex64")).itemsize for kind in file.dtypes)
         for height, width in {file.shape, *file.block_shapes}:  # the blocks of a broken file may be larger than it is
             _check_bytes(width, height, size, most)
@@ -134,7 +128,7 @@ def _decode_tiff(path: Path, most: int) -> _Decoded:
 def _decode_picture(path: Path, most: int) -> _Decoded:
     with (
         warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-        Image.open(path, formats=PICTURE_FORMATS) as image,
+        open_picture(path) as image,
     ):
         grey = {"I;16": 2, "I;16B": 2, "I": 4, "F": 4}
         _check_bytes(*image.size, grey.get(image.mode, len(image.getbands())), most)

@@ -12,6 +12,7 @@ from sarlang_sft.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # in order of preference for one stem
 TIFF_SUFFIXES = (".tif", ".tiff")
+PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # Pillow's others may start programs (EPS)
 LARGEST_ASPECT = 200  # Qwen's processors refuse longer images
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses to decode
 
@@ -24,6 +25,16 @@ def path_inside(root: Path, relative: str) -> Path:
     return path
 
 
+def open_tiff(path: Path) -> rasterio.DatasetReader:
+    """A GeoTIFF. By content alone GDAL would also open virtual files, which refer to others out of the root."""
+    return rasterio.open(path, driver="GTiff")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A PNG, JPEG or BMP, not yet decoded."""
+    return Image.open(path, formats=PICTURE_FORMATS)
+
+
 def header_size(root: Path, relative: str) -> tuple[int, int] | str:
     """(width, height) in pixels from the file's header alone, or the reason why the image cannot be used."""
     try:
@@ -33,10 +44,10 @@ def header_size(root: Path, relative: str) -> tuple[int, int] | str:
     try:
         with warnings.catch_warnings(action="ignore"):  # of files without a geographic reference, and large ones
             if path.suffix.lower() in TIFF_SUFFIXES:
-                with rasterio.open(path) as file:
+                with open_tiff(path) as file:
                     size = (file.width, file.height)
             else:
-                with Image.open(path) as image:
+                with open_picture(path) as image:
                     size = image.size
     except Image.DecompressionBombError:
         return "image too large"

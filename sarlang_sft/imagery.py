@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from PIL import Image
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 
 from sarlang_sft.boxes import Frame
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import TIFF_SUFFIXES
+from sarlang_sft.image_files import TIFF_SUFFIXES, open_picture, open_tiff
 
 OPS_FILE = "image_ops.json"
 
@@ -22,18 +21,12 @@ def read_image(path: Path) -> np.ndarray:
     """An image as (H, W, 3) float32 of 0-255.
 
     8-bit files keep their values. Other types (16-bit, float) are stretched from their 1st-99th percentile, so that
-    nothing is clipped; NaN counts as the lowest value. One band is repeated three times, two bands give (1, 2, 1).
+    nothing is clipped; NaN counts as the lowest value, and of complex pixels the amplitude is taken. One band is
+    repeated three times, two bands give (1, 2, 1).
     """
     try:
-        if path.suffix.lower() in TIFF_SUFFIXES:
-            with (
-                warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
-                rasterio.open(path) as file,
-            ):
-                bands = file.read(out_dtype=np.float32) if file.dtypes[0] != "uint8" else file.read()
-        else:
-            bands = decode_picture(path)
-    except (OSError, ValueError, Image.DecompressionBombError, RasterioError) as error:
+        bands = _decode_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else decode_picture(path)
+    except Exception as error:  # decoders meet broken files with errors of every kind
         raise InputError(f"{path}: unreadable image: {error}") from error
     if bands.dtype != np.uint8:
         bands = np.stack([_stretch(band.astype(np.float32)) for band in bands])
@@ -41,12 +34,19 @@ def read_image(path: Path) -> np.ndarray:
     return np.ascontiguousarray(bands[list(order)].transpose(1, 2, 0), dtype=np.float32)
 
 
+def _decode_tiff(path: Path) -> np.ndarray:
+    """The bands of a GeoTIFF as (C, H, W) in the file's own type; of complex pixels the amplitude."""
+    with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), open_tiff(path) as file:
+        bands = file.read()
+    return np.abs(bands) if np.iscomplexobj(bands) else bands
+
+
 def decode_picture(path: Path) -> np.ndarray:
     """The bands of a PNG, JPEG or BMP as (C, H, W) in the file's own type; palettes and alpha become RGB.
 
-    Raises what Pillow raises: OSError, ValueError, DecompressionBombError.
+    Raises what Pillow raises.
     """
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         plain = image.mode in ("L", "RGB") or image.mode.startswith("I")
         return np.atleast_3d(np.asarray(image if plain else image.convert("RGB"))).transpose(2, 0, 1)
 

@@ -5,8 +5,6 @@ windows, each with as many pixels around it as the filter looks at, so that memo
 as if the image had been read at once.
 """
 
-import io
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +18,7 @@ from sarlang_sft.despeckle import FILTERS, LOG_LOOKS, REACH, count_looks, estima
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import to_bytes
 from sarlang_sft.radar_files import Area, Band, RadarImage, open_bands
+from sarlang_sft.whole_output import whole_file
 
 DOMAINS = ("auto", "amplitude", "intensity", "db")
 COMBINATIONS = {"mean": np.mean, "span": np.sum, "colour": None}
@@ -92,10 +91,6 @@ class Chain:
             raise InputError(f"--tile {self.tile} --overlap {self.overlap}: the overlap must be smaller than the tile")
         if self.tile is None and self.overlap:
             raise InputError("--overlap: needs --tile")
-
-
-class CannotWriteError(InputError):
-    """The output cannot be written: no image's fault, so the whole run stops."""
 
 
 def preprocess(root: Path, image: RadarImage, chain: Chain, out: Path) -> dict[str, Any]:
@@ -286,20 +281,5 @@ def _picture(despeckled: Read, area: Area, limits: list[list[float]]) -> tuple[n
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:
-    encoded = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(encoded, "PNG")
-    write_whole(path, encoded.getvalue())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole or absent, whenever the process ends; one process may write it at a time."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise CannotWriteError(f"{path}: cannot be written ({error.strerror}); make room and run again") from error
+    with whole_file(path) as file:
+        Image.fromarray(np.ascontiguousarray(picture)).save(file, "PNG")

@@ -23,8 +23,9 @@ from typing import Any
 from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.preprocessing import CannotWriteError, Chain, preprocess, write_whole
+from sarlang_sft.preprocessing import Chain, preprocess
 from sarlang_sft.radar_files import RadarImage, find_images
+from sarlang_sft.whole_output import CannotWriteError, whole_file
 
 PARAMETERS, FINISHED, REJECTED = "preprocessing.json", "images.jsonl", "rejected.jsonl"
 
@@ -56,15 +57,16 @@ def preprocess_folder(root: Path, out: Path, chain: Chain, workers: int | None =
             for stale in finished.get(image.name, {}).get("outputs", []):
                 (out / stale).unlink(missing_ok=True)
         current = {image.name for image in images} - {image.name for image in to_do}
-        write_whole(out / FINISHED, b"".join(_line(line) for name, line in finished.items() if name in current))
+        with whole_file(out / FINISHED) as file:
+            file.writelines(_line(line) for name, line in finished.items() if name in current)
         with open(out / FINISHED, "ab", buffering=0) as log:
             for image, result in tqdm(_results(to_do, root, chain, out, workers), total=len(to_do), unit=" images"):
                 if isinstance(result, str):
                     rejected[image.name] = result
                 else:
                     _append(log, _line(result))
-        reasons = [_line({"image": name, "reason": why}) for name, why in sorted(rejected.items())]
-        write_whole(out / REJECTED, b"".join(reasons))
+        with whole_file(out / REJECTED) as file:
+            file.writelines(_line({"image": name, "reason": why}) for name, why in sorted(rejected.items()))
     done = sum(image.name not in rejected for image in to_do)
     counted = dict(Counter(rejected.values()).most_common())
     return {"done": done, "earlier": len(current), "rejected": counted, "ignored": dict(ignored)}
@@ -107,7 +109,8 @@ def _check_parameters(out: Path, wanted: dict[str, Any]) -> None:
     """Write the parameters if this is the first run, otherwise raise [`InputError`] unless they are the same."""
     path = out / PARAMETERS
     if not path.is_file():
-        write_whole(path, (json.dumps(wanted, indent=2) + "\n").encode())
+        with whole_file(path) as file:
+            file.write(json.dumps(wanted, indent=2).encode() + b"\n")
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -15,11 +15,11 @@ import numpy as np
 import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import IMAGE_SUFFIXES, TIFF_SUFFIXES, path_inside
+from sarlang_sft.image_files import IMAGE_SUFFIXES, TIFF_SUFFIXES, open_tiff, path_inside
 from sarlang_sft.imagery import decode_picture
 
 POLARISATIONS = ("VV", "HH", "VH", "HV")
@@ -156,7 +156,7 @@ def _reasons() -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels and no GeoTIFF") from error
-    except (OSError, ValueError, RasterioError) as error:
+    except Exception as error:  # decoders meet broken files with errors of every kind
         raise InputError("image unreadable") from error
 
 
@@ -171,7 +171,7 @@ def _choose(bands: list[Band], wanted: str) -> Band:
 
 def _tiff_bands(path: Path, nodata: float | None, files: ExitStack) -> list[Band]:
     """The bands of a GeoTIFF, which `files` closes; without a name where their description has no polarisation."""
-    file = files.enter_context(rasterio.open(path, driver="GTiff"))
+    file = files.enter_context(open_tiff(path))
     pixels, stored = file.width * file.height, path.stat().st_size
     sizes = [2 * 8 if "complex" in dtype else np.dtype(dtype).itemsize for dtype in file.dtypes]
     if pixels > LARGEST_IMAGE:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.whole_folders import whole_folder
+from sarlang_sft.whole_output import whole_folder
 
 SPLITS = ("train", "val", "test")
 TASKS = (

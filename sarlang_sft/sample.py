@@ -12,7 +12,7 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.questions import box_questions, captions, scene_questions
 from sarlang_sft.sarlang_texts import write_texts
 from sarlang_sft.scenes import make_scene, render_optical, render_sar
-from sarlang_sft.whole_folders import whole_folder
+from sarlang_sft.whole_output import whole_folder
 
 _CAPTION_FILES = {
     "train": {"concise": "train/Caption_train", "complex": "train/Caption_train"},

@@ -42,6 +42,31 @@ def test_sixteen_bit_and_float_images_are_stretched_not_clipped(tmp_path: Path) 
         assert picture.min() == 0 and picture.max() == 255 and picture[10, 15, 0] == pytest.approx(128, abs=8)
 
 
+def test_complex_pixels_are_read_as_amplitude(tmp_path: Path) -> None:
+    ramp = np.linspace(1, 100, 600, dtype=np.float32).reshape(1, 20, 30)
+    plain = read_image(write_tif(tmp_path / "amplitude.tif", ramp))
+    turned = ramp * np.exp(1j * np.arange(600).reshape(ramp.shape)).astype(np.complex64)
+    assert np.allclose(read_image(write_tif(tmp_path / "complex.tif", turned)), plain, atol=0.1)
+
+
+def test_files_that_refer_elsewhere_or_start_programs_are_never_opened(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    write_tif(tmp_path / "outside.tif", np.ones((1, 8, 8), np.uint8))
+    source = f"<SimpleSource><SourceFilename>{tmp_path}/outside.tif</SourceFilename></SimpleSource>"
+    (root / "virtual.tif").write_text(
+        f'<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1">{source}'
+        "</VRTRasterBand></VRTDataset>"
+    )
+    (root / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with rasterio.open(root / "virtual.tif") as file:
+        assert file.read().sum() == 64, "GDAL itself follows it"
+    for name in ("virtual.tif", "program.png"):
+        assert header_size(root, name) == "image unreadable"
+        with pytest.raises(InputError, match="unreadable image"):
+            read_image(root / name)
+
+
 def test_real_dual_polarisation_decibel_patch_is_read(real_data: Path) -> None:
     path = sorted((real_data / "bigearthnet_s1").glob("*/*VV.tif"))[0]
     picture = read_image(path)

@@ -417,7 +417,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_no_half_file(many: Path, tmp
 
     command = [sys.executable, SCRIPT, "--root", str(many), "--out", str(tmp_path / "out"), "--workers", "1"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=small_disk, timeout=300)
-    assert ended.returncode == 2 and "make room and run again" in ended.stderr and "Traceback" not in ended.stderr
+    assert ended.returncode == 2 and "what was there is unchanged" in ended.stderr and "Traceback" not in ended.stderr
     assert not outputs(tmp_path / "out") and not list((tmp_path / "out").rglob("*.part"))
     summary = preprocess_folder(many, tmp_path / "out", Chain(), workers=1)
     assert summary["done"] == 40

@@ -1,4 +1,4 @@
-"""Output folders that are complete or absent, whatever happens while they are written."""
+"""Output folders and files that are complete or absent, whatever happens while they are written."""
 
 import ctypes
 import errno
@@ -9,10 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from sarlang_sft.errors import InputError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fs.h
+
+
+class CannotWriteError(InputError):
+    """The disk is full, or the place not writable."""
 
 
 @contextmanager
@@ -22,7 +27,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     Until then, and after an error, a full disk or a kill, `out` is what it was before.
 
     Raises:
-        InputError: The files cannot be written.
+        CannotWriteError: A file in it cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +39,29 @@ def whole_folder(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error}); what was there is unchanged") from error
+        raise CannotWriteError(f"{out}: cannot be written ({error}); what was there is unchanged") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block ends well, as [`whole_folder`] does.
+
+    One process may write a path at a time.
+
+    Raises:
+        CannotWriteError: It cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "wb") as file:
+                yield file
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise CannotWriteError(f"{path}: cannot be written ({error}); what was there is unchanged") from error
 
 
 def _put_in_place(new: Path, target: Path) -> None:
