@@ -28,9 +28,14 @@ class Piece:
     trained: bool
 
 
-def token_count(pieces: list[Piece]) -> int:
-    """How many tokens the pieces stand for."""
-    return sum(len(piece.ids) for piece in pieces)
+def token_count(pieces: list[Piece], kind: str = "") -> int:
+    """How many tokens the pieces stand for; with a kind, those of it."""
+    return sum(len(piece.ids) for piece in pieces if kind in ("", piece.kind))
+
+
+def trained_count(pieces: list[Piece]) -> int:
+    """How many of the pieces' tokens carry loss."""
+    return token_count([piece for piece in pieces if piece.trained])
 
 
 def pieces_of(encoder: Encoder, ids: list[int], trained: list[bool], before: list[int]) -> list[Piece]:

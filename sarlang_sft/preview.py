@@ -25,7 +25,7 @@ from sarlang_sft.imagery import AUGMENTING_OPS, parse_ops
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, Draw, read_mixture
 from sarlang_sft.packing import HINTS, Layout, make_trees
-from sarlang_sft.pieces import IMAGE, Piece, pieces_of, token_count
+from sarlang_sft.pieces import IMAGE, Piece, pieces_of, token_count, trained_count
 from sarlang_sft.training import check_pixels, prepare_dialogues
 from sarlang_sft.trees import PADDING, TRUNK, TreeCollator
 from sarlang_sft.views import View
@@ -137,8 +137,8 @@ class Sheet:
             "images": len(self.entries),
             "dialogues": sum(len(sample.branches) for entry in self.entries for sample in entry.samples),
             "tokens": token_count(pieces),
-            "trained": token_count([piece for piece in pieces if piece.trained]),
-            "image": token_count([piece for piece in pieces if piece.kind == IMAGE]),
+            "trained": trained_count(pieces),
+            "image": token_count(pieces, IMAGE),
         }
 
 
@@ -237,9 +237,8 @@ class Previewer:
         images, root = dialogues[0]["images"], Path(dialogues[0]["image_root"])
         undrawn = len(dialogues) - len(left_out) - sum(map(len, trees))
         sizes = [header_size(root, image) for image in images]
-        problem = next(
-            (f"{image}: {size}" for image, size in zip(images, sizes, strict=True) if isinstance(size, str)), ""
-        )
+        broken = [f"{image}: {why}" for image, why in zip(images, sizes, strict=True) if isinstance(why, str)]
+        problem = "; ".join(broken)
         pictures: list[Picture] = []
         samples: list[Sample] = []
         try:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.pieces import IMAGE, SPECIAL, Piece, token_count
+from sarlang_sft.pieces import IMAGE, SPECIAL, Piece, token_count, trained_count
 from sarlang_sft.preview import Branch, Entry, Sheet
 
 HALF_BLOCK_COLUMNS = 48
@@ -36,13 +36,8 @@ def write_page(sheet: Sheet, path: Path) -> None:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {
-        "visible": visible,
-        "token_count": token_count,
-        "trained": trained_count,
-        "uri": data_uri,
-        "percent": percent,
-    }
+    filters = (visible, token_count, trained_count, data_uri, percent)
+    environment.filters |= {function.__name__: function for function in filters}
     page = environment.get_template("preview.html.j2").render(sheet=sheet, counts=sheet.counts())
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
@@ -57,11 +52,6 @@ def visible(text: str) -> str:
         "↵\n" if sign == "\n" else sign if sign.isprintable() else sign.encode("unicode_escape").decode()
         for sign in text
     )
-
-
-def trained_count(pieces: list[Piece]) -> int:
-    """How many of the pieces' tokens carry loss."""
-    return token_count([piece for piece in pieces if piece.trained])
 
 
 def data_uri(picture: Image.Image) -> str:
@@ -134,7 +124,8 @@ def _spoken(pieces: list[Piece], colours: bool) -> str:
     for trained, group in groupby(pieces, key=lambda piece: piece.trained):
         text = "".join(_said(piece, colours and not trained) for piece in group)
         begin, end = (STRONG, RESET) if colours else (BEGIN_TRAINED, END_TRAINED)
-        parts.append(f"{begin}{text}{end}" if trained else text)
+        line_end = "\n" * text.endswith("\n")  # behind the mark: no mark stands in a line of its own
+        parts.append(f"{begin}{text.removesuffix(line_end)}{end}{line_end}" if trained else text)
     return "".join(parts)
 
 

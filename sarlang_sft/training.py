@@ -176,7 +176,7 @@ def check_pixels(processor: ProcessorMixin, max_pixels: int | None, context: int
 def prepare_dialogues(
     table: pa.Table, layout: Layout, processor: ProcessorMixin, backbone: Backbone, image_ops: list[str]
 ) -> tuple[pa.Table, Lengths, list[LeftOut]]:
-    """The rows of `read_mixture` with their boxes written, their lengths, and those that nothing can be learned from."""
+    """The rows of `read_mixture` with their boxes written, their lengths, and those that are left out."""
     table, unwritten = write_table(table, processor, backbone, image_ops)
     lengths = measure(table, processor, backbone, image_ops)
     left_out = [LeftOut(row, reason) for row, reason in unwritten.items()]
