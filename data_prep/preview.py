@@ -6,7 +6,6 @@ Without --out it is printed. Pictures and tokens are those of the processor and 
 same options; the model's weights are never read, so a folder without them will do.
 """
 
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from sarlang_sft.arguments import DataArguments
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.preview import make_sheet
-from sarlang_sft.preview_pages import terminal_lines, write_page
+from sarlang_sft.preview_pages import takes_colours, terminal_lines, write_page
 
 
 @dataclass
@@ -34,7 +33,7 @@ def main() -> None:
         write_page(sheet, Path(args.out))
         print(f"Preview: {args.out}")
     else:
-        for line in terminal_lines(sheet, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+        for line in terminal_lines(sheet, takes_colours(sys.stdout)):
             print(line)
 
 

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoConfig, ProcessorMixin
+from transformers import AutoConfig
 
 from sarlang_sft.arguments import DataArguments
-from sarlang_sft.backbones import BACKBONES, Backbone, find_backbone
+from sarlang_sft.backbones import BACKBONES, find_backbone
 from sarlang_sft.box_texts import frame_of
 from sarlang_sft.boxes import Frame
-from sarlang_sft.collate import IGNORED, DialogueCollator
+from sarlang_sft.collate import IGNORED, DialogueCollator, Encoder
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import header_size
 from sarlang_sft.imagery import AUGMENTING_OPS, parse_ops
@@ -32,6 +32,7 @@ from sarlang_sft.views import View
 
 LARGEST_SHOWN = 1024  # pixels of a side; larger pictures are shown smaller
 Dialogue = dict[str, Any]  # a row of `read_mixture`
+Stored = dict[str, Any]  # a box: `label` and `points`
 
 
 @dataclass(frozen=True)
@@ -168,31 +169,36 @@ def make_sheet(model: str, data: DataArguments, split: str, images: int, seed: i
     layout = Layout(data.image_trees, data.max_tokens_per_row, data.turns_per_image, 1, shuffle=False, context=context)
     table, lengths, left_out = prepare_dialogues(chosen, layout, processor, backbone, data.image_ops)
     usable = np.setdiff1d(np.arange(len(table)), [item.dialogue for item in left_out])
-    trees = make_trees(Draw(usable, np.zeros_like(usable)), lengths, layout, np.random.default_rng(0))
+    draw = Draw(usable, np.zeros_like(usable))
+    trees = make_trees(draw, lengths, layout, np.random.default_rng(0)) if len(usable) else []
     reasons = {item.dialogue: f"{item.reason} ({HINTS[item.reason]})" for item in left_out}
     boxes = read_boxes(data.sources(), split, table)
-    previewer = Previewer(processor, backbone, data)
+    collator = (TreeCollator if data.image_trees else DialogueCollator)(processor, backbone, data.image_ops)
     entries = []
     with torch.random.fork_rng(devices=[]):  # which the collator draws augmentations from
         torch.manual_seed(seed or 0)
-        for number in tqdm(pc.unique(table["record"]).to_pylist(), desc="preview", unit=" images"):
+        for number in tqdm(boxes, desc="preview", unit=" images"):
             rows = np.flatnonzero(lengths.record == number)
             own = [table.take(tree).to_pylist() for tree in trees if lengths.record[tree[0]] == number]
-            dialogues = table.take(rows).to_pylist()
             without = [(table["id"][row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
-            entries.append(previewer.entry(dialogues, own, boxes.get(number, []), without))
-    options = {
-        "model": model,
-        "family": next(name for name, row in BACKBONES.items() if row is backbone),
+            entries.append(make_entry(collator, table.take(rows).to_pylist(), own, boxes[number], without))
+    family = next(name for name, row in BACKBONES.items() if row is backbone)
+    options = {"model": model, "family": family, **describe_options(data, split, seed)}
+    return Sheet(options, len(pc.unique(everything["record"])), entries)
+
+
+def describe_options(data: DataArguments, split: str, seed: int | None) -> dict[str, str]:
+    """What the sheet is made with, as text."""
+    return {
         "data": ", ".join(source.path for source in data.sources()),
         "split": split,
         "chosen": "first in stored order" if seed is None else f"drawn by seed {seed}",
-        "image_trees": str(data.image_trees).lower(),
         "image_ops": " ".join(data.image_ops) or "none",
         "max_pixels": "the processor's" if data.max_pixels is None else f"{data.max_pixels:,}",
+        "image_trees": str(data.image_trees).lower(),
+        "max_tokens_per_row": f"{data.max_tokens_per_row:,}" if data.image_trees else "any",
         "turns_per_image": str(data.turns_per_image or "all"),
     }
-    return Sheet(options, len(pc.unique(everything["record"])), entries)
 
 
 def choose_records(table: pa.Table, count: int, seed: int | None) -> pa.Table:
@@ -203,88 +209,77 @@ def choose_records(table: pa.Table, count: int, seed: int | None) -> pa.Table:
     return table.filter(pc.is_in(table["record"], pa.array(records[:count])))
 
 
-def read_boxes(sources: list[DataSource], split: str, table: pa.Table) -> dict[int, list[dict[str, Any]]]:
-    """The boxes of the records of a table, also those that no text names, by the number of the record."""
-    named = pa.table({name: table[name] for name in ("record", "source", "images")}).to_pylist()
-    found = {}
-    for number, source in enumerate(sources):
-        stored = pq.read_table(Path(source.path) / f"{split}.parquet", columns=["images", "boxes"])
-        places = {tuple(images): place for place, images in enumerate(stored["images"].to_pylist())}
-        for row in named:
-            if row["source"] == number:
-                found[row["record"]] = stored["boxes"][places[tuple(row["images"])]].as_py()
-    return found
+def read_boxes(sources: list[DataSource], split: str, table: pa.Table) -> dict[int, list[Stored]]:
+    """The boxes of every record of a table, also those that no text names, by the number of the record."""
+    tables = [pq.read_table(Path(source.path) / f"{split}.parquet", columns=["images", "boxes"]) for source in sources]
+    places = [{tuple(names): place for place, names in enumerate(one["images"].to_pylist())} for one in tables]
+    rows = zip(*(table[name].to_pylist() for name in ("record", "source", "images")), strict=True)
+    return {record: tables[source]["boxes"][places[source][tuple(images)]].as_py() for record, source, images in rows}
 
 
-class Previewer:
-    """Records as entries, by the collator of a training with these options."""
-
-    def __init__(self, processor: ProcessorMixin, backbone: Backbone, data: DataArguments) -> None:
-        self.processor = processor
-        self.backbone = backbone
-        self.data = data
-        collator = TreeCollator if data.image_trees else DialogueCollator
-        self.collate = collator(processor, backbone, data.image_ops)
-
-    def entry(
-        self,
-        dialogues: list[Dialogue],
-        trees: list[list[Dialogue]],
-        boxes: list[dict[str, Any]],
-        left_out: list[tuple[str, str]],
-    ) -> Entry:
-        """All `dialogues` of a record, of which training takes the `trees`."""
-        images, root = dialogues[0]["images"], Path(dialogues[0]["image_root"])
-        undrawn = len(dialogues) - len(left_out) - sum(map(len, trees))
-        sizes = [header_size(root, image) for image in images]
-        broken = [f"{image}: {why}" for image, why in zip(images, sizes, strict=True) if isinstance(why, str)]
-        problem = "; ".join(broken)
-        pictures: list[Picture] = []
-        samples: list[Sample] = []
-        try:
-            for tree in trees if not problem else []:
-                batch = self.collate([[tree]] if self.data.image_trees else tree)
-                samples.append(self.sample(batch, tree))
-                if len(samples) == 1:
-                    pictures = [
-                        Picture(image, sizes[number], self.views(batch, number, dialogues[0], boxes))
-                        for number, image in enumerate(images)
-                    ]
-        except InputError as error:
-            return Entry(images, str(error), [], [], left_out, undrawn)
-        return Entry(images, problem, pictures, samples, left_out, undrawn)
-
-    def sample(self, batch: dict[str, torch.Tensor], dialogues: list[Dialogue]) -> Sample:
-        """What stands in a batch of one row."""
-        ids, labels = batch["input_ids"][0], batch["labels"][0]
-        if "segments" in batch:
-            tree, branch = batch["segments"][0].unbind(-1)
-            branch = torch.where(tree == 0, branch, PADDING)  # behind a text without image stands a blank one
-        else:
-            branch = torch.where(batch["attention_mask"][0].bool(), TRUNK + 1, PADDING)
-        trunk = ids[branch == TRUNK].tolist()
-        branches = []
-        for number, dialogue in enumerate(dialogues, start=TRUNK + 1):
-            own = branch == number
-            start = int(batch["position_ids"].reshape(-1, len(ids))[0, own][0]) if "position_ids" in batch else None
-            pieces = pieces_of(self.collate, ids[own].tolist(), (labels[own] != IGNORED).tolist(), trunk)
-            branches.append(Branch(dialogue["id"], dialogue["subset"], dialogue["task"], start, pieces))
-        return Sample(pieces_of(self.collate, trunk, (labels[branch == TRUNK] != IGNORED).tolist(), []), branches)
-
-    def views(
-        self, batch: dict[str, torch.Tensor], number: int, dialogue: Dialogue, boxes: list[dict[str, Any]]
-    ) -> list[ShownView]:
-        """How the model sees an image of a record; boxes lie in the first."""
-        views = self.backbone.views(self.processor, batch, number)
-        moving = any(name in AUGMENTING_OPS for name, _ in parse_ops(self.data.image_ops))
-        if number > 0 or (moving and dialogue["split"] == "train"):
-            boxes = []
-        size = dialogue["width"], dialogue["height"]
-        frame = frame_of(self.processor, self.backbone, self.data.image_ops, *size)
-        return [show(view, boxes, frame.then(view.frame)) for view in views]
+def make_entry(
+    collator: TreeCollator | DialogueCollator,
+    dialogues: list[Dialogue],
+    trees: list[list[Dialogue]],
+    boxes: list[Stored],
+    left_out: list[tuple[str, str]],
+) -> Entry:
+    """A record with all its dialogues; of them training takes the `trees`, in the flat layout of one dialogue each."""
+    images, root = dialogues[0]["images"], Path(dialogues[0]["image_root"])
+    undrawn = len(dialogues) - len(left_out) - sum(map(len, trees))
+    sizes = [header_size(root, image) for image in images]
+    problem = "; ".join(f"{image}: {why}" for image, why in zip(images, sizes, strict=True) if isinstance(why, str))
+    if problem:
+        return Entry(images, problem, [], [], left_out, undrawn)
+    pictures: list[Picture] = []
+    samples: list[Sample] = []
+    try:
+        for tree in trees:
+            batch = collator([[tree]] if isinstance(collator, TreeCollator) else tree)
+            samples.append(make_sample(collator, batch, tree))
+            if len(samples) == 1:
+                views = [make_views(collator, batch, number, dialogues[0], boxes) for number in range(len(images))]
+                pictures = [Picture(*shown) for shown in zip(images, sizes, views, strict=True)]
+    except InputError as error:
+        return Entry(images, str(error), [], [], left_out, undrawn)
+    return Entry(images, "", pictures, samples, left_out, undrawn)
 
 
-def show(view: View, boxes: list[dict[str, Any]], frame: Frame) -> ShownView:
+def make_sample(encoder: Encoder, batch: dict[str, torch.Tensor], dialogues: list[Dialogue]) -> Sample:
+    """What stands in a collated batch of one row."""
+    ids, trained = batch["input_ids"][0], batch["labels"][0] != IGNORED
+    if "segments" in batch:
+        tree, branch = batch["segments"][0].unbind(-1)
+        branch = torch.where(tree == 0, branch, PADDING)  # behind a text without image follows a black picture
+    else:
+        branch = torch.where(batch["attention_mask"][0].bool(), TRUNK + 1, PADDING)
+    trunk = ids[branch == TRUNK].tolist()
+    branches = []
+    for number, dialogue in enumerate(dialogues, start=TRUNK + 1):
+        own = branch == number
+        start = int(batch["position_ids"].reshape(-1, len(ids))[0, own][0]) if "position_ids" in batch else None
+        pieces = pieces_of(encoder, ids[own].tolist(), trained[own].tolist(), trunk)
+        branches.append(Branch(dialogue["id"], dialogue["subset"], dialogue["task"], start, pieces))
+    return Sample(pieces_of(encoder, trunk, trained[branch == TRUNK].tolist(), []), branches)
+
+
+def make_views(
+    encoder: Encoder, batch: dict[str, torch.Tensor], number: int, dialogue: Dialogue, boxes: list[Stored]
+) -> list[ShownView]:
+    """How the model sees the image of this number of a record; boxes lie in the first.
+
+    Where an augmenting operation moves the picture, boxes are not drawn: nothing tells where to.
+    """
+    moving = any(name in AUGMENTING_OPS for name, _ in parse_ops(encoder.image_ops))
+    if number > 0 or (moving and dialogue["split"] == "train"):
+        boxes = []
+    size = dialogue["width"], dialogue["height"]
+    frame = frame_of(encoder.processor, encoder.backbone, encoder.image_ops, *size)
+    views = encoder.backbone.views(encoder.processor, batch, number)
+    return [show(view, boxes, frame.then(view.frame)) for view in views]
+
+
+def show(view: View, boxes: list[Stored], frame: Frame) -> ShownView:
     """A view with the boxes that reach into it; `frame` is the view's of the stored image."""
     height, width, _ = view.pixels.shape
     picture = Image.fromarray(view.pixels)

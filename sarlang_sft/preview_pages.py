@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -67,16 +68,21 @@ def terminal_lines(sheet: Sheet, colours: bool) -> Iterator[str]:
     """The sheet as lines; without `colours` as plain text, with brackets around what is trained and no pictures."""
     counts = sheet.counts()
     for name, value in sheet.options.items():
-        yield f"{name:16}{visible(value)}"
+        yield f"{name:20}{visible(value)}"
     yield (
-        f"{'shown':16}{counts['images']:,} of {sheet.records:,} images, {counts['dialogues']:,} dialogues, "
+        f"{'shown':20}{counts['images']:,} of {sheet.records:,} images, {counts['dialogues']:,} dialogues, "
         f"{counts['tokens']:,} tokens: {percent(counts['trained'], counts['tokens'])} trained, "
         f"{percent(counts['image'], counts['tokens'])} of images"
     )
-    yield f"{'legend':16}{_spoken([Piece('trained', [0], 'text', True)], colours)} carries loss; <|...|> special token"
+    yield f"{'legend':20}{_spoken([Piece('trained', [0], 'text', True)], colours)} carries loss; <|...|> special token"
     for number, entry in enumerate(sheet.entries, start=1):
         yield ""
         yield from _entry_lines(entry, f"[{number}/{len(sheet.entries)}]", colours)
+
+
+def takes_colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal whose user has not asked for none (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def percent(part: int, whole: int) -> str:
