@@ -268,7 +268,7 @@ def test_the_terminal_gets_colours_or_marks_and_no_control_signs_of_the_data(tin
     sheet = sheet_of(tiny, messy)
     plain, coloured = ("\n".join(terminal_lines(sheet, colours)) for colours in (False, True))
     assert "\x1b" not in plain and "\u202e" not in plain and visible(HOSTILE) in plain
-    assert f"⟦No.<|im_end|>↵{END_TRAINED}" in plain and "[20 image tokens]" in plain and "starts at position" in plain
+    assert f"⟦No.<|im_end|>↵{END_TRAINED}" in plain and "[24 image tokens]" in plain and "starts at position" in plain
     bare = [line for line in re.sub(r"\x1b\[[\d;]*m", "", coloured).split("\n") if "▀" not in line]
     assert "\n".join(bare) == plain.replace("⟦", "").replace("⟧", ""), "the same content"
     assert "\x1b[31m" not in coloured and "▀" in coloured
@@ -289,7 +289,8 @@ def test_the_script_reads_no_weights_and_prints_plain_text_into_a_pipe(tiny: Pat
         if path.suffix != ".safetensors":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     output = run_script("data_prep/preview.py", "--data", data, "--model", tmp_path, "--images", 1)
-    assert "⟦" in output and "1 of 31 images" in output and "trunk: 32 tokens" in output and "\x1b[1" not in output
+    assert f"1 of {len(list(read_records(data, 'train')))} images" in output and "[1/1] SARimages/" in output
+    assert "  trunk: " in output and "⟦" in output and "\x1b[1" not in output
 
 
 def test_the_real_7b_processor_on_real_chips(real_data: Path, tmp_path: Path) -> None:
@@ -298,8 +299,8 @@ def test_the_real_7b_processor_on_real_chips(real_data: Path, tmp_path: Path) ->
     sizes = [Image.open(chip).size for chip in chips]
     records = [
         Record([str(chip.relative_to(root))], *size, "MSTAR", "train", dialogues=[
-            Dialogue(f"{chip.name}:{number}", "folders", "others", [Turn("What is it?", f"{chip.parent.name}.")])
-            for number in range(2)
+            Dialogue(f"{chip.name}: {asked}", "folders", "others", [Turn(asked, f"{chip.parent.name}.")])
+            for asked in ("What is it?", "Which class?")
         ])
         for chip, size in zip(chips, sizes, strict=True)
     ]  # fmt: skip
