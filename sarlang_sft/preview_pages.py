@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -15,10 +14,11 @@ from PIL import Image
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.pieces import IMAGE, SPECIAL, Piece, token_count, trained_count
-from sarlang_sft.preview import Branch, Entry, Sheet
+from sarlang_sft.preview import Branch, Entry, Outline, Sheet
 
 HALF_BLOCK_COLUMNS = 48
-STRONG, FAINT, BLUE, RESET = "\x1b[1;4;33m", "\x1b[2m", "\x1b[36m", "\x1b[0m"  # bold, underlined and yellow: trained
+ROOM_FOR_A_NAME = 0.1  # of a view's height
+STRONG, FAINT, CYAN, RESET = "\x1b[1;4;35m", "\x1b[2m", "\x1b[36m", "\x1b[0m"  # STRONG: what carries loss
 BEGIN_TRAINED, END_TRAINED = "⟦", "⟧"
 
 
@@ -26,7 +26,7 @@ def write_page(sheet: Sheet, path: Path) -> None:
     """Write the sheet as one HTML file; it appears complete or not at all.
 
     Raises:
-        InputError: There is a folder of this name.
+        InputError: There is a folder of this name, or the file cannot be written.
     """
     if path.is_dir():
         raise InputError(f"--out {path}: is a folder; give the name of a file, such as {path / 'preview.html'}")
@@ -37,14 +37,16 @@ def write_page(sheet: Sheet, path: Path) -> None:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    filters = (visible, token_count, trained_count, data_uri, percent)
+    filters = (visible, token_count, trained_count, data_uri, name_place, percent)
     environment.filters |= {function.__name__: function for function in filters}
     page = environment.get_template("preview.html.j2").render(sheet=sheet, counts=sheet.counts())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-        file.write(page)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written: {error}") from error
 
 
 def visible(text: str) -> str:
@@ -62,6 +64,16 @@ def data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     (grey if same else picture).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def name_place(outline: Outline, size: tuple[int, int]) -> str:
+    """Style of a box's name: on top of the box, or inside where there is no room, from the side with more of it."""
+    across, down = zip(*outline.corners, strict=True)
+    left, right = max(min(across) / size[0], 0), max(1 - max(across) / size[0], 0)
+    side, gap = ("left", left) if left <= right else ("right", right)
+    top = max(min(down) / size[1], 0)
+    lifted = ";transform:translateY(-100%)" if top > ROOM_FOR_A_NAME else ""
+    return f"{side}:{gap:.2%};max-width:{1 - gap:.2%};top:{top:.2%}{lifted}"
 
 
 def terminal_lines(sheet: Sheet, colours: bool) -> Iterator[str]:
@@ -137,7 +149,7 @@ def _spoken(pieces: list[Piece], colours: bool) -> str:
 
 def _said(piece: Piece, colours: bool) -> str:
     text = f"[{len(piece.ids):,} image tokens]" if piece.kind == IMAGE else visible(piece.text)
-    return f"{BLUE}{text}{RESET}" if colours and piece.kind in (IMAGE, SPECIAL) else text
+    return f"{CYAN}{text}{RESET}" if colours and piece.kind in (IMAGE, SPECIAL) else text
 
 
 def _indented(text: str) -> Iterator[str]:

@@ -328,6 +328,9 @@ def test_wrong_input_names_the_option(tinies: dict[str, Path], data: Path, tmp_p
         "max_pixels 9000": lambda: sheet_of(tinies["llava"], data, max_pixels=9000),
         "image_ops: unknown operation": lambda: sheet_of(tiny, data, image_ops=["sharpen"]),
         "--out .*is a folder": lambda: write_page(sheet_of(tiny, data, images=1), tmp_path),
+        "--out .*cannot be written": lambda: write_page(
+            sheet_of(tiny, data, images=1), tiny / "config.json" / "x.html"
+        ),
     }
     for message, call in cases.items():
         with pytest.raises(InputError, match=message):
