@@ -86,7 +86,7 @@ def terminal_lines(sheet: Sheet, colours: bool) -> Iterator[str]:
         f"{counts['tokens']:,} tokens: {percent(counts['trained'], counts['tokens'])} trained, "
         f"{percent(counts['image'], counts['tokens'])} of images"
     )
-    yield f"{'legend':20}{_spoken([Piece('trained', [0], 'text', True)], colours)} carries loss; <|...|> special token"
+    yield f"{'legend':20}{_spoken([Piece('trained', [0], 'text', True)], colours)} carries loss; ↵ is a line break"
     for number, entry in enumerate(sheet.entries, start=1):
         yield ""
         yield from _entry_lines(entry, f"[{number}/{len(sheet.entries)}]", colours)

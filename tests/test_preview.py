@@ -12,13 +12,15 @@ import torch
 import torchvision.transforms.v2.functional as transforms
 from conftest import run_script
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from sarlang_sft.arguments import DataArguments
 from sarlang_sft.backbones import BACKBONES, Backbone
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.loading import load_processor
-from sarlang_sft.pieces import IMAGE, SPECIAL, Piece
+from sarlang_sft.pieces import IMAGE, SPECIAL, Piece, characters
 from sarlang_sft.preview import Sheet, make_sheet
 from sarlang_sft.preview_pages import END_TRAINED, takes_colours, terminal_lines, visible, write_page
 from sarlang_sft.records import Box, Dialogue, Record, Turn, read_records, write_data_folder
@@ -80,7 +82,7 @@ def spoken(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces if piece.trained)
 
 
-def expected_view(picture: Image.Image, backbone: Backbone, processor: object, view: View) -> torch.Tensor:
+def expected_view(picture: Image.Image, backbone: Backbone, processor: ProcessorMixin, view: View) -> torch.Tensor:
     """(3, H, W) uint8: the picture resized as the frames say, and put where they say, on black."""
     frame = backbone.frame(processor, *picture.size).then(view.frame)
     height, width, _ = view.pixels.shape
@@ -130,6 +132,16 @@ def test_trained_is_exactly_the_answers_and_what_ends_them(
     assert spoken(branches["a:2"].pieces) == f"{before}日本語 🚢👩‍🚀, größer.{behind}{before}{HOSTILE}{behind}"
     assert spoken(branches["text:1"].pieces) == f"{before}Radar.\nWith a trick.{behind}"
     assert set(branches) == {"a:1", "a:2", "a:3", "pair:1", "text:1"}
+
+
+def test_spaces_stay_where_decoders_drop_them_in_front() -> None:
+    """As SentencePiece's do, which LLaVA's released tokenizers are."""
+    words = Tokenizer(models.WordLevel({"\u2581Is": 0, "\u2581it": 1, "?": 2, "\u2581Yes": 3}, unk_token="?"))
+    words.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    assert tokenizer.decode([3]) == "Yes"
+    assert list(characters(tokenizer, [0, 1, 2], [])) == [("Is", [0]), (" it", [1]), ("?", [2])]
+    assert list(characters(tokenizer, [3], [0, 1, 2])) == [(" Yes", [3])]
 
 
 def test_counts_of_image_tokens_are_those_of_the_models_features(
