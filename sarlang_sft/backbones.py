@@ -25,9 +25,10 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sarlang_sft import boxes, templates, tiny
+from sarlang_sft import boxes, templates, tiny, views
 from sarlang_sft.boxes import BoxConvention, Frame
 from sarlang_sft.errors import InputError
+from sarlang_sft.views import View
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Backbone:
         image_token: The placeholder that the processor repeats for every image token.
         box_convention: How it writes boxes.
         frame: The picture that its processor makes of an image of (width, height) pixels.
+        views: The pictures that its vision tower gets of the n-th image in the processor's tensors, the whole first.
         patches_per_image_token: Patches of the vision tower behind one image token.
         positions: Position ids of a sequence that starts with its images, see `text_positions`.
         build_tiny: Writes a tiny model of the family with random weights and its processor to a folder.
@@ -59,6 +61,7 @@ class Backbone:
     image_token: str
     box_convention: BoxConvention
     frame: Callable[[ProcessorMixin, int, int], Frame]
+    views: Callable[[ProcessorMixin, dict[str, torch.Tensor], int], list[View]]
     patches_per_image_token: int
     positions: Callable[[ProcessorMixin, torch.Tensor, torch.Tensor | None], torch.Tensor]
     build_tiny: Callable[[Path, list[str], int], None]
@@ -159,6 +162,7 @@ BACKBONES = {
         image_token="<|image_pad|>",
         box_convention=boxes.QWEN2_VL,
         frame=smart_resized,
+        views=views.joined_patches,
         patches_per_image_token=4,
         positions=mrope_positions,
         build_tiny=tiny.build_tiny_qwen2_vl,
@@ -173,6 +177,7 @@ BACKBONES = {
         image_token="<|image_pad|>",
         box_convention=boxes.PIXELS,
         frame=smart_resized,
+        views=views.joined_patches,
         patches_per_image_token=4,
         positions=mrope_positions,
         build_tiny=tiny.build_tiny_qwen2_5_vl,
@@ -187,6 +192,7 @@ BACKBONES = {
         image_token="<|image_pad|>",
         box_convention=boxes.THOUSANDTHS,
         frame=smart_resized,
+        views=views.joined_patches,
         patches_per_image_token=4,
         positions=mrope_positions,
         build_tiny=tiny.build_tiny_qwen3_vl,
@@ -201,6 +207,7 @@ BACKBONES = {
         image_token="<image>",
         box_convention=boxes.FRACTIONS,
         frame=central_square,
+        views=views.one_picture,
         patches_per_image_token=1,
         positions=text_positions,
         build_tiny=tiny.build_tiny_llava,
@@ -215,6 +222,7 @@ BACKBONES = {
         image_token="<image>",
         box_convention=boxes.FRACTIONS,
         frame=whole_image,
+        views=views.overview_and_tiles,
         patches_per_image_token=1,
         positions=text_positions,
         build_tiny=tiny.build_tiny_llava_next,
@@ -229,6 +237,7 @@ BACKBONES = {
         image_token="<image>",
         box_convention=boxes.FRACTIONS,
         frame=whole_image,
+        views=views.overview_and_tiles,
         patches_per_image_token=1,
         positions=text_positions,
         build_tiny=tiny.build_tiny_llava_onevision,

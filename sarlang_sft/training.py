@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -29,7 +30,7 @@ from sarlang_sft.box_texts import write_table
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import save_ops
-from sarlang_sft.lengths import measure
+from sarlang_sft.lengths import Lengths, measure
 from sarlang_sft.mixture import DataSource, Mixture, read_mixture
 from sarlang_sft.packing import (
     Layout,
@@ -143,7 +144,7 @@ def plan_rows(
     """
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     context = config.get_text_config().max_position_embeddings
-    _check_pixels(processor, data.max_pixels, context)
+    check_pixels(processor, data.max_pixels, context)
     layout = Layout(data.image_trees, data.max_tokens_per_row, data.turns_per_image, per_step, context=context)
     sources = data.sources()
     out = Path(training.output_dir) / "left_out.jsonl" if training.process_index == 0 else None
@@ -159,7 +160,8 @@ def plan_rows(
     return Plan(train, val)
 
 
-def _check_pixels(processor: ProcessorMixin, max_pixels: int | None, context: int) -> None:
+def check_pixels(processor: ProcessorMixin, max_pixels: int | None, context: int) -> None:
+    """Raise [`InputError`] if an image of `max_pixels` takes more tokens than the model's context has."""
     if max_pixels is None:
         return
     side = math.isqrt(max_pixels)
@@ -169,6 +171,17 @@ def _check_pixels(processor: ProcessorMixin, max_pixels: int | None, context: in
             f"max_pixels {max_pixels}: an image of that many takes {tokens:,} tokens, the model's context has "
             f"{context:,}; set it to at most {max_pixels * context // tokens}"
         )
+
+
+def prepare_dialogues(
+    table: pa.Table, layout: Layout, processor: ProcessorMixin, backbone: Backbone, image_ops: list[str]
+) -> tuple[pa.Table, Lengths, list[LeftOut]]:
+    """The rows of `read_mixture` with their boxes written, their lengths, and those that are left out."""
+    table, unwritten = write_table(table, processor, backbone, image_ops)
+    lengths = measure(table, processor, backbone, image_ops)
+    left_out = [LeftOut(row, reason) for row, reason in unwritten.items()]
+    left_out += [found for found in find_left_out(lengths, layout) if found.dialogue not in unwritten]
+    return table, lengths, left_out
 
 
 def _plan_split(
@@ -181,10 +194,8 @@ def _plan_split(
     training: TrainArguments,
     left_out_file: Path | None,
 ) -> PlannedRows:
-    table, unwritten = write_table(read_mixture(sources, split), processor, backbone, data.image_ops)
-    lengths = measure(table, processor, backbone, data.image_ops)
-    left_out = [LeftOut(row, reason) for row, reason in unwritten.items()]
-    left_out += [found for found in find_left_out(lengths, layout) if found.dialogue not in unwritten]
+    table = read_mixture(sources, split)
+    table, lengths, left_out = prepare_dialogues(table, layout, processor, backbone, data.image_ops)
     if training.process_index == 0:
         print("\n".join(f"{split} {line}" for line in describe_left_out(left_out, table)), end="\n" * bool(left_out))
     if left_out_file:
