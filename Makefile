@@ -5,7 +5,7 @@ TORCHRUN := .venv/bin/torchrun --nproc_per_node 2
 OUT := outputs/demo
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-all support lint clean
+.PHONY: setup demo test test-all test-browser support lint clean
 
 setup: .venv/.installed
 
@@ -40,6 +40,11 @@ test: setup lint
 
 test-all: setup lint
 	$(PYTEST)
+
+# The preview's page in Chromium: the system's, or the one that `.venv/bin/playwright install chromium` brings.
+test-browser: setup
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	$(PY) -m pytest tests/browser
 
 # The table of families and ways to tune in docs/support.md, from the results of their tests.
 support: setup

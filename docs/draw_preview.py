@@ -18,7 +18,7 @@ from sarlang_sft.arguments import DataArguments
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.preview import make_sheet
 from sarlang_sft.preview_pages import write_page
-from sarlang_sft.records import Box, write_data_folder
+from sarlang_sft.records import Box, to_records, to_table, write_data_folder
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
 
@@ -33,9 +33,9 @@ def write_preview() -> Path:
     truth = json.loads((sample / "truth.json").read_text(encoding="utf-8"))
     records, rejections, inputs = convert(sample, sample, 0.02, Prompts(class_prefix="never"))
     boxes = {name: [Box(**box) for box in scene["boxes"]] for name, scene in truth.items()}
-    records = [replace(record, boxes=boxes[Path(record.images[0]).name]) for record in records]
+    records = [replace(record, boxes=boxes[Path(record.images[0]).name]) for record in to_records(records)]
     records.sort(key=lambda record: -len(record.boxes))
-    write_data_folder(data, records, rejections, sample, inputs)
+    write_data_folder(data, to_table(records), rejections, sample, inputs)
     texts = [
         text for record in records for one in record.dialogues for turn in one.turns for text in vars(turn).values()
     ]

@@ -15,6 +15,7 @@ from PIL import Image
 from sarlang_sft.errors import InputError
 from sarlang_sft.pieces import IMAGE, SPECIAL, Piece, token_count, trained_count
 from sarlang_sft.preview import Branch, Entry, Outline, Sheet
+from sarlang_sft.whole_output import whole_file
 
 HALF_BLOCK_COLUMNS = 48
 ROOM_FOR_A_NAME = 0.1  # of a view's height
@@ -40,13 +41,8 @@ def write_page(sheet: Sheet, path: Path) -> None:
     filters = (visible, token_count, trained_count, data_uri, name_place, percent)
     environment.filters |= {function.__name__: function for function in filters}
     page = environment.get_template("preview.html.j2").render(sheet=sheet, counts=sheet.counts())
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"--out {path}: cannot be written: {error}") from error
+    with whole_file(path) as file:
+        file.write(page.encode())
 
 
 def visible(text: str) -> str:

@@ -23,7 +23,7 @@ from sarlang_sft.loading import load_processor
 from sarlang_sft.pieces import IMAGE, SPECIAL, Piece, characters
 from sarlang_sft.preview import Sheet, make_sheet
 from sarlang_sft.preview_pages import END_TRAINED, takes_colours, terminal_lines, visible, write_page
-from sarlang_sft.records import Box, Dialogue, Record, Turn, read_records, write_data_folder
+from sarlang_sft.records import Box, Dialogue, Record, Turn, read_records, to_table, write_data_folder
 from sarlang_sft.views import View
 
 HOSTILE = '</mark><script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3) \x1b[31m\u202e{{ 7 }}'
@@ -64,7 +64,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Record([], 0, 0, "made", "train", dialogues=[dialogue("text:1", ("What is SAR?", "Radar.\nWith a trick."))]),
         Record(["c.png"], 96, 96, "made", "train", dialogues=[dialogue("c:1", ("Empty?", ""))]),
     ]  # fmt: skip
-    write_data_folder(root / "data", records, [], root, {})
+    write_data_folder(root / "data", to_table(records), [], root, {})
     return root / "data"
 
 
@@ -187,7 +187,7 @@ def test_outlines_lie_where_the_box_is_in_every_view(family: str, tinies: dict[s
     dialogues = [Dialogue("1", "made", "others", [Turn("What?", "A box.")])]
     boxes = [Box("here", [70.0, 40.0, 40.0, 30.0]), Box("far", [-50.0, 0.0, 20.0, 20.0])]
     records = [Record(["a.png"], 180, 120, "made", "train", boxes=boxes, dialogues=dialogues)]
-    write_data_folder(tmp_path / "data", records, [], tmp_path, {})
+    write_data_folder(tmp_path / "data", to_table(records), [], tmp_path, {})
     for ops in ([], ["crop:110", "resize:128"]):
         [entry] = sheet_of(tinies[family], tmp_path / "data", image_ops=ops).entries
         for view in entry.pictures[0].views:
@@ -316,7 +316,7 @@ def test_the_real_7b_processor_on_real_chips(real_data: Path, tmp_path: Path) ->
         ])
         for chip, size in zip(chips, sizes, strict=True)
     ]  # fmt: skip
-    write_data_folder(tmp_path / "data", records, [], root, {})
+    write_data_folder(tmp_path / "data", to_table(records), [], root, {})
     sheet = sheet_of(model, tmp_path / "data", max_pixels=112 * 112)
     for chip, entry in zip(chips, sheet.entries, strict=True):
         [sample] = entry.samples
@@ -340,9 +340,7 @@ def test_wrong_input_names_the_option(tinies: dict[str, Path], data: Path, tmp_p
         "max_pixels 9000": lambda: sheet_of(tinies["llava"], data, max_pixels=9000),
         "image_ops: unknown operation": lambda: sheet_of(tiny, data, image_ops=["sharpen"]),
         "--out .*is a folder": lambda: write_page(sheet_of(tiny, data, images=1), tmp_path),
-        "--out .*cannot be written": lambda: write_page(
-            sheet_of(tiny, data, images=1), tiny / "config.json" / "x.html"
-        ),
+        "cannot be written": lambda: write_page(sheet_of(tiny, data, images=1), tiny / "config.json" / "x.html"),
     }
     for message, call in cases.items():
         with pytest.raises(InputError, match=message):

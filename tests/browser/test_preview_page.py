@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sarlang_sft.arguments import DataArguments
 from sarlang_sft.preview import make_sheet
 from sarlang_sft.preview_pages import write_page
-from sarlang_sft.records import Box, Dialogue, Turn, read_manifest, read_records, write_data_folder
+from sarlang_sft.records import Box, Dialogue, Turn, read_manifest, read_records, to_table, write_data_folder
 
 HOSTILE = '</mark></p><script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)'
 READABLE = 4.5  # contrast of text on its ground, WCAG 2.1, 1.4.3
@@ -48,7 +48,7 @@ def page_file(data: Path, tinies: dict[str, Path]) -> Path:
         boxes = [Box(HOSTILE, [30.0, 30.0, 20.0, 20.0]), Box("corner", [80.0, 0.0, 40.0, 12.0])]
         records.append(replace(record, boxes=boxes, dialogues=dialogues))
     folder = data.parent / "hostile"
-    write_data_folder(folder, records, [], image_root, {})
+    write_data_folder(folder, to_table(records), [], image_root, {})
     out = data.parent / "preview.html"
     write_page(make_sheet(str(tinies["llava_next"]), DataArguments(str(folder)), "train", 3, None), out)
     return out
