@@ -1,0 +1,259 @@
+"""Files in the formats of neighbours, by us or by others, to records."""
+
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from sarlang_sft.boxes import PLACEHOLDER
+from sarlang_sft.class_folders import SPLIT_NAMES
+from sarlang_sft.errors import InputError
+from sarlang_sft.formats.rows import BadRow, Row, read_own
+from sarlang_sft.formats.table import FORMATS, Format
+from sarlang_sft.formats.whole_folder import whole_folder
+from sarlang_sft.image_files import header_size, path_inside
+from sarlang_sft.records import Box, Dialogue, Record, Rejection, Turn, carve_val, file_hash, write_data_folder
+from sarlang_sft.sarlang import RESOLUTION_M, SPECIAL_TOKEN, index_images, source_of, style_of, task_of
+
+NOT_ROWS = ("dataset_info.json", "export.json")
+DESCRIPTION = re.compile(r"^\W*(please\s+)?(describe|caption)\b|\b(caption|description) (of|for)\b", re.IGNORECASE)
+_SHOWN = 200  # characters of an image's name in a rejection; some files hold whole images there
+
+
+class ImageFolder:
+    """The images below a root, by the names that files give them; every name is looked up once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._places: dict[str, str | BadRow] = {}
+        self._sizes: dict[str, tuple[int, int] | str] = {}
+        self._index: dict[str, list[str]] | None = None
+
+    def locate(self, name: str) -> str:
+        """The path, relative to the root, of the image that a file calls `name`.
+
+        It is the image at that path if there is one, else the one of the same stem whose folders agree furthest from
+        the end: files carry their authors' own roots and suffixes.
+
+        Raises:
+            BadRow: There is none, or there are several.
+        """
+        if name not in self._places:
+            try:
+                self._places[name] = self._find(name)
+            except BadRow as error:
+                self._places[name] = error
+        if isinstance(self._places[name], BadRow):
+            raise self._places[name]
+        return self._places[name]
+
+    def size(self, relative: str) -> tuple[int, int]:
+        """(width, height) in pixels from the header; raises BadRow with the reason if the image cannot be used."""
+        if relative not in self._sizes:
+            self._sizes[relative] = header_size(self.root, relative)
+        if isinstance(self._sizes[relative], str):
+            raise BadRow(self._sizes[relative])
+        return self._sizes[relative]
+
+    def _find(self, name: str) -> str:
+        inside = name.removeprefix(f"{self.root}/").lstrip("/")
+        parts = PurePosixPath(inside.replace("\\", "/")).parts
+        if ".." in parts:
+            raise BadRow("path leaves the image root")
+        if os.path.isfile(self.root / inside):
+            try:
+                path_inside(self.root, inside)
+            except InputError as error:
+                raise BadRow("path leaves the image root") from error
+            return inside
+        if self._index is None:
+            self._index = index_images(self.root)
+        candidates = self._index.get(os.path.splitext(parts[-1])[0].lower(), []) if parts else []
+        if not candidates:
+            raise BadRow("image not found")
+        shared = [_shared_folders(parts, PurePosixPath(candidate).parts) for candidate in candidates]
+        nearest = [path for path, count in zip(candidates, shared, strict=True) if count == max(shared)]
+        if len(nearest) > 1:
+            raise BadRow("several images of this name")
+        return nearest[0]
+
+
+def _shared_folders(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """How many folders two paths share, counted from the file upwards and in any case."""
+    pairs = zip(one[-2::-1], other[-2::-1], strict=False)
+    return next((count for count, (a, b) in enumerate(pairs) if a.lower() != b.lower()), min(len(one), len(other)) - 1)
+
+
+def import_folder(
+    source: Path, name: str, out: Path, image_root: Path | None, split: str, val_fraction: float
+) -> tuple[dict[str, Any], Counter]:
+    """Files of a format of `FORMATS` to a data folder; see [`import_rows`].
+
+    Args:
+        image_root: Default: the folder of `source`; for files that bring their images, which are written there, the
+            new folder `<out>_images`.
+
+    Returns:
+        The manifest of the data folder, and rows by what of them a record cannot hold.
+    """
+    if FORMATS[name].brings_images:
+        image_root = image_root or out.parent / f"{out.name}_images"
+        with whole_folder(image_root, "--image_root") as building:
+            records, rejections, inputs, left_out = import_rows(source, name, building, split, val_fraction)
+            return write_data_folder(out, records, rejections, image_root, inputs), left_out
+    image_root = image_root or (source if source.is_dir() else source.parent)
+    if not image_root.is_dir():
+        raise InputError(f"--image_root {image_root}: no such folder")
+    records, rejections, inputs, left_out = import_rows(source, name, image_root, split, val_fraction)
+    return write_data_folder(out, records, rejections, image_root, inputs), left_out
+
+
+def print_left_out(left_out: Counter) -> None:
+    """What of the rows no record can hold."""
+    for what, count in left_out.items():
+        print(f"  lost of {count:,} rows: {what}")
+
+
+def import_rows(
+    source: Path, name: str, image_root: Path, split: str, val_fraction: float
+) -> tuple[list[Record], list[Rejection], dict[str, str], Counter]:
+    """Read files of a format of `FORMATS` into records, one per image with all its dialogues.
+
+    A row of our own export becomes what it was; if its text was edited since, the edited text counts. Of a row by
+    others the task is guessed from the question, the image size read from the header, and the split taken from the
+    file's name if that holds one, else from `split`; unless a split is stated as `val`, a part of `train` becomes it.
+
+    Args:
+        source: A file, or a folder with any number of them.
+        image_root: Holds the images at any depth; WebDataset shards write theirs into it.
+
+    Raises:
+        InputError: There is no file, or one cannot be read as a whole.
+
+    Returns:
+        Records, one rejection for every row that is in none of them, the hash of every file, and rows by what of them
+        a record cannot hold.
+    """
+    origin = FORMATS[name]
+    files = _find_files(source, origin.suffixes)
+    images = ImageFolder(image_root)
+    records: dict[str, Record] = {}
+    taken: set[str] = set()
+    rejections: list[Rejection] = []
+    left_out: Counter = Counter()
+    stated = False
+    for file, path in files.items():
+        of_file = _split_of(file)
+        stated |= of_file == "val"
+        for row in tqdm(origin.read(path, image_root), desc=file, unit=" rows"):
+            try:
+                if row.problem:
+                    raise BadRow(row.problem)
+                if row.own is not None:
+                    record, dialogue = _own_record(row, images)
+                    key = repr(record)
+                else:
+                    record, dialogue = _other_record(row, images, of_file or split, f"{file}:{row.number}", name)
+                    key = f"{record.split} {record.images}"
+                record = records.get(key, record)
+                boxes = list(record.boxes)
+                dialogue = replace(dialogue, turns=_turns(row, dialogue.turns, record, boxes, origin))
+                _check(dialogue, boxes, taken)
+            except BadRow as error:
+                image = ", ".join(row.images)[:_SHOWN]
+                rejections.append(Rejection(file, row.number, image, str(error)))
+                continue
+            stated |= row.own is not None
+            taken.add(dialogue.id)
+            record.boxes[:] = boxes
+            record.dialogues.append(dialogue)
+            records[key] = record
+            left_out.update(row.left_out)
+    kept = list(records.values())
+    hashes = {file: file_hash(path) for file, path in files.items()}
+    return kept if stated else carve_val(kept, val_fraction), rejections, hashes, left_out
+
+
+def _find_files(source: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if source.is_file():
+        return {source.name: source}
+    if not source.is_dir():
+        raise InputError(f"--source {source}: no such file or folder")
+    files = {
+        path.relative_to(source).as_posix(): path
+        for path in sorted(source.rglob("*"))
+        if path.suffix.lower() in suffixes and path.is_file() and path.name not in NOT_ROWS
+    }
+    if not files:
+        raise InputError(f"--source {source}: no {' or '.join(suffixes)} file below it")
+    return files
+
+
+def _split_of(file: str) -> str | None:
+    """The split that a file's name, or else its folders, state."""
+    words = [word for word in re.split(r"[^a-z]+", file.lower()) if word in SPLIT_NAMES]
+    return SPLIT_NAMES[words[-1]] if words else None
+
+
+def _own_record(row: Row, images: ImageFolder) -> tuple[Record, Dialogue]:
+    record, dialogue = read_own(row.own)
+    named = [name.replace("\\", "/") for name in row.images]
+    if len(named) != len(record.images) or not all(map(str.endswith, named, record.images)):
+        raise BadRow("images differ from those in the extra keys")
+    return replace(record, images=[images.locate(name) for name in record.images]), dialogue
+
+
+def _other_record(row: Row, images: ImageFolder, split: str, identifier: str, subset: str) -> tuple[Record, Dialogue]:
+    """Without boxes and turns."""
+    relative = [images.locate(name) for name in row.images]
+    sizes = [images.size(name) for name in relative]
+    question, answer = row.turns[0].question, row.turns[0].answer
+    if not all(turn.question for turn in row.turns):
+        raise BadRow("empty question")
+    if not all(turn.answer for turn in row.turns):
+        raise BadRow("empty answer")
+    task = row.task or ("description" if DESCRIPTION.search(question) else task_of(question))
+    style = style_of(answer) if task == "description" else None
+    source = source_of(Path(relative[0]).stem) if relative else "unknown"
+    width, height = sizes[0] if sizes else (0, 0)
+    record = Record(relative, width, height, source, split, resolution_m=RESOLUTION_M.get(source))
+    return record, Dialogue(identifier, subset, task, [], style)
+
+
+def _turns(row: Row, own: list[Turn], record: Record, boxes: list[Box], origin: Format) -> list[Turn]:
+    """The texts of a row with `<box:i>`; boxes that they name and the record lacks are appended.
+
+    Args:
+        own: What the texts were when we wrote them, if they named boxes.
+    """
+    if own and _still_says(own, row, record, origin):
+        return own
+    if row.own is not None and not own:
+        return row.turns
+    return origin.words.read(row, boxes, (record.width, record.height))
+
+
+def _still_says(turns: list[Turn], row: Row, record: Record, origin: Format) -> bool:
+    """Whether the texts of a row are what the turns are in the words of its format: nobody edited them."""
+    try:
+        return origin.words.write_turns(turns, record) == row.turns
+    except ValueError:
+        return False
+
+
+def _check(dialogue: Dialogue, boxes: list[Box], taken: set[str]) -> None:
+    texts = [text for turn in dialogue.turns for text in (turn.question, turn.answer)]
+    try:
+        "".join([dialogue.id, *texts, *(box.label for box in boxes)]).encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("not valid Unicode") from error
+    if any(SPECIAL_TOKEN.search(text) for text in texts):
+        raise BadRow("special token in the text")
+    if any(int(number) >= len(boxes) for text in texts for number in PLACEHOLDER.findall(text)):
+        raise BadRow("no box of this number")
+    if dialogue.id in taken:
+        raise BadRow("id used twice")
