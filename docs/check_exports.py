@@ -4,9 +4,10 @@
     python docs/check_exports.py llamafactory exports/sarlang_llamafactory [--processor MODEL]
 
 Run it with the Python of an environment that has ms-swift or LLaMA-Factory (nothing of this repository is imported).
-Rows, roles, texts, image paths and boxes must be equal. With --processor, a folder with the processor and config.json of
-Qwen2.5-VL, every row is also tokenised as for training: it must hold image tokens if and only if it has images, every
-answer must be found in its labels, and no tag of the format may be left.
+Rows, roles, texts, image paths and boxes must be equal. With --processor, a folder with the processor and config.json
+of Qwen2.5-VL, every row is also tokenised as for training: it must hold image tokens if and only if it has images,
+every answer must be found in its labels, and no tag of the format may be left. (ms-swift loads it with
+trust_remote_code: name a folder that you trust.)
 """
 
 import argparse
@@ -26,7 +27,7 @@ def written_rows(path: Path) -> list[dict[str, Any]]:
     return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line]
 
 
-def check_tokens(row: dict[str, Any], encoded: dict[str, Any], processor: Any) -> None:  # noqa: ANN401
+def check_tokens(row: dict[str, Any], encoded: dict[str, Any], processor: Any) -> None:
     """Compare one tokenised row with what was written; `encoded` holds `input_ids` and `labels`."""
     tokenizer = processor.tokenizer
     text = tokenizer.decode(encoded["input_ids"])

@@ -88,7 +88,7 @@ def _read_parts(path: Path, incoming: Path) -> Iterator[_Parts | Row]:
     parts = None
     incoming.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(path, "r|") as tar:
+        with tarfile.open(path, "r:") as tar:  # seeks over what it skips, where a stream reads it
             for number, member in enumerate(tar):
                 if member.isdir():
                     continue

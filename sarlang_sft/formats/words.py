@@ -69,7 +69,10 @@ def upright(box: Box) -> list[float]:
 
 
 def place_box(box: Box, boxes: list[Box]) -> str:
-    """`<box:i>` for a box, which is appended to `boxes` if it is new."""
-    if box not in boxes:
-        boxes.append(box)
-    return f"<box:{boxes.index(box)}>"
+    """`<box:i>` for a box, which is appended to `boxes` unless one of them has its corners to half a pixel."""
+    for number, known in enumerate(boxes):
+        apart = [abs(one - other) for one, other in zip(upright(box), upright(known), strict=True)]
+        if max(apart) <= 0.5 and box.label in ("", known.label):
+            return f"<box:{number}>"
+    boxes.append(box)
+    return f"<box:{len(boxes) - 1}>"
