@@ -192,10 +192,12 @@ def test_what_cannot_be_written_is_left_out_and_said(pictures: Path, folder: Pat
     ]
     record.boxes.append(Box("far", [500, 500, 9, 9]))
     gone = Record(["a/9.png"], *SIZE, "made", "train", dialogues=[Dialogue("x:5", "b", "others", [Turn("?", "!")])])
-    left_out = there("swift", [record, gone], pictures, folder)["left_out"]
-    assert left_out == {"no box of this number": 1, "text holds a tag of the format": 1, "image not found": 1}
-    left_out = there("llava", [record, gone], pictures, folder)["left_out"]
-    assert left_out == {"no box of this number": 1, "box outside the picture": 1, "image not found": 1}
+    mute = Record(["b/1.png"], *SIZE, "made", "train", dialogues=[Dialogue("x:6", "b", "others", [])])
+    bare = Record(["a/2.JPG"], *SIZE, "made", "train")
+    common = ["no box of this number", "image not found", "dialogue without turns", "record without dialogues"]
+    for name, reason in (("swift", "text holds a tag of the format"), ("llava", "box outside the picture")):
+        left_out = there(name, [record, gone, mute, bare], pictures, folder)["left_out"]
+        assert left_out == dict.fromkeys([*common, reason], 1)
     with pytest.raises(InputError, match="image not found"):
         there("trl", [gone], pictures, folder / "none")
     assert not (folder / "none/out").exists()
@@ -242,8 +244,9 @@ def test_rows_by_others_come_in_with_guessed_tasks_one_record_per_image(pictures
         },
         {
             "messages": said("Be kind.", "<image>Is it?", "No", roles=("system", "user", "assistant")),
-            "images": "1.jpg",
+            "images": "ü.jpg",
         },
+        {"messages": said("<image>Is it?", "No"), "images": "1.jpg"},
         {"messages": said("<image> or <image>?", "The first."), "images": ["them/b/1.tif", "A/2.png"]},
         {"messages": said("What is SAR?", "Radar."), "images": None},
         {"messages": said("<image>Where is it?", "left"), "images": ["C:\\them\\0000001.png"]},

@@ -79,6 +79,9 @@ def _samples(
     counts: dict[str, Counter],
 ) -> Iterator[Sample]:  # fmt: skip
     for record in records:
+        if not record.dialogues:
+            counts["left_out"]["record without dialogues"] += 1
+            continue
         if not all(_is_image(image_root, image) for image in record.images):
             counts["left_out"]["image not found"] += len(record.dialogues)
             continue

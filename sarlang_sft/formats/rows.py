@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
 
@@ -70,12 +70,11 @@ class Row:
 
 def own_text(record: Record, dialogue: Dialogue) -> str:
     """JSON text of what `read_own` makes the record and its dialogue of again; turns only if they name a box."""
-    values = asdict(dialogue) | {
-        key: value for key, value in asdict(record).items() if key != "dialogues" and value not in (None, [])
-    }
+    values = {**vars(record), **vars(dialogue), "dialogues": None}
     if not any(PLACEHOLDER.search(turn.question + turn.answer) for turn in dialogue.turns):
         del values["turns"]
-    return json.dumps(values, ensure_ascii=False)
+    stated = {key: value for key, value in values.items() if value not in (None, [])}
+    return json.dumps(stated, ensure_ascii=False, default=vars)
 
 
 def read_own(values: dict[str, Any]) -> tuple[Record, Dialogue]:

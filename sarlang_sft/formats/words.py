@@ -27,6 +27,8 @@ class Words:
 
     def write_turns(self, turns: Sequence[Turn], record: Record) -> Texts:
         """The turns of a dialogue of `record`; raises ValueError with the reason if they cannot be written."""
+        if not turns:
+            raise ValueError("dialogue without turns")
         if any(tag in turn.question + turn.answer for turn in turns for tag in self.reserved):
             raise ValueError("text holds a tag of the format")
         return [
