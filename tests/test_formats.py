@@ -548,6 +548,18 @@ def test_damaged_shards_never_crash(pictures: Path, folder: Path) -> None:
     check()
 
 
+@pytest.mark.parametrize("name", ["llamafactory", "swift"])
+def test_a_reader_that_fixes_types_early_reads_what_comes_late(name: str, pictures: Path, folder: Path) -> None:
+    many = [Dialogue(f"x:{number}", "b", "others", [Turn("Is it?", "Yes.")]) for number in range(60)]
+    text = Record([], 0, 0, "text", "train", dialogues=[Dialogue("t", "b", "others", [Turn("?", "!")])])
+    styled = Dialogue("s", "b", "description", [Turn("Describe.", "A port.")], "concise")
+    records = [text, Record(["b/1.png"], *SIZE, "made", "train", dialogues=[*many, styled]), two_turns()]
+    there(name, records, pictures, folder)
+    for file, count in (("train.jsonl", 63), ("train_text.jsonl", 1)):
+        files = {"data_files": str(folder / "out" / file), "cache_dir": str(folder / "cache"), "chunksize": 1000}
+        assert len(load_dataset("json", **files)["train"]) == count
+
+
 @pytest.mark.parametrize("name", ["trl", "trl_completion"])
 def test_sft_trainer_takes_it(name: str, data: Path, sample: Path, tiny: Path, folder: Path) -> None:
     export(data, name, folder / "out", sample, ["train"], None, 9)
