@@ -546,6 +546,9 @@ def test_damaged_shards_never_crash(pictures: Path, folder: Path) -> None:
                 write_data_folder(folder / "back", records, rejections, Path(root), {})
 
     check()
+    (folder / "torn.tar").write_bytes(whole[: whole.rindex(b"IEND") - 20])
+    records, rejections, _, _ = import_rows(folder / "torn.tar", "webdataset", folder / "torn", "train", 0)
+    assert not records and [row.image for row in rejections] == ["000000000"]
 
 
 @pytest.mark.parametrize("name", ["llamafactory", "swift"])

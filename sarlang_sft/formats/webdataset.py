@@ -113,9 +113,8 @@ def _read_parts(path: Path, incoming: Path) -> Iterator[_Parts | Row]:
                     parts.left_out.append(f"{ending} file of a shard")
                 tar.members = []  # or all headers of the shard stay in memory
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        if parts:
-            yield parts
-        yield Row(0, [], problem=f"shard is broken from here on ({type(error).__name__})")
+        key = [parts.key] if parts else []  # given up: what is there of it may be torn
+        yield Row(0, key, problem=f"shard is broken from here on ({type(error).__name__})")
         return
     if parts:
         yield parts
@@ -174,22 +173,20 @@ def _order(parts: _Parts, place: int) -> str:
 
 
 def _place(path: Path, image_root: Path, name: Any) -> None:
-    """Move an image to `image_root / name`, unless it lies there already."""
+    """Move an image to `image_root / name`, unless the same lies there already."""
     if not isinstance(name, str) or INCOMING in Path(name).parts:
         raise BadRow("wrong columns")
+    if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+        raise BadRow("not an image file")
     try:
         target = path_inside(image_root, name)
-        if ".." in Path(name).parts or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-            raise BadRow("path leaves the image root" if ".." in Path(name).parts else "not an image file")
-        if target.exists():
-            if not filecmp.cmp(path, target, shallow=False):
-                raise BadRow("two images of this name")
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
+        same = not target.exists() or filecmp.cmp(path, target, shallow=False)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
     except InputError as error:
         raise BadRow("path leaves the image root") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, BadRow):
-            raise
         raise BadRow("image cannot be written") from error
+    if not same:
+        raise BadRow("two images of this name")
