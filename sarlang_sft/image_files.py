@@ -1,6 +1,5 @@
 """Image files by name and header, without decoding them: suffixes, safe paths, sizes."""
 
-import os
 import warnings
 from pathlib import Path
 
@@ -56,32 +55,3 @@ def header_size(root: Path, relative: str) -> tuple[int, int] | str:
     if size[0] * size[1] > LARGEST_PIXELS:
         return "image too large"
     return size if max(size) <= LARGEST_ASPECT * min(size) else "image too elongated"
-
-
-def index_images(image_root: Path) -> dict[str, list[str]]:
-    """Relative paths of the images below `image_root` by their stem in lower case, one per folder.
-
-    Texts name images by the authors' own paths and suffixes, so the stem counts. In one folder the order of
-    `IMAGE_SUFFIXES` decides; files in folders named `...original` count where there is nothing else, optical twins in
-    folders named `RGB...` never. Links to folders are not followed, which is said.
-    """
-    if not image_root.is_dir():
-        raise InputError(f"--image_root {image_root}: no such folder")
-    found: dict[str, dict[str, tuple[int, str]]] = {}
-    for folder, subfolders, names in os.walk(image_root):
-        subfolders[:] = sorted(name for name in subfolders if not name.lower().startswith("rgb"))
-        for link in (name for name in subfolders if os.path.islink(os.path.join(folder, name))):
-            print(f"{folder}/{link}: a link to a folder, not followed; put the folder itself there")
-        inner = os.path.relpath(folder, image_root)
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                relative = name if inner == "." else f"{inner}/{name}"
-                rank = (IMAGE_SUFFIXES.index(suffix.lower()), relative)
-                places = found.setdefault(stem.lower(), {})
-                places[folder] = min(rank, places.get(folder, rank))
-    index = {}
-    for stem, places in found.items():
-        paths = [relative for _, relative in places.values()]
-        index[stem] = [path for path in paths if "original" not in os.path.dirname(path).lower()] or paths
-    return index

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 from sarlang_sft.errors import InputError
 from sarlang_sft.whole_output import whole_folder
 
+MANIFEST = "manifest.json"
+RECORDS_AT_ONCE = 1024  # as Python objects
 SPLITS = ("train", "val", "test")
 TASKS = (
     "description",
@@ -119,7 +122,10 @@ SCHEMA = pa.schema(
 
 def to_table(records: Iterable[Record]) -> pa.Table:
     """Records as a table of `SCHEMA`."""
-    return pa.Table.from_pylist([asdict(record) for record in records], SCHEMA)
+    left, batches = iter(records), []
+    while rows := [asdict(record) for record in islice(left, RECORDS_AT_ONCE)]:
+        batches.append(pa.RecordBatch.from_pylist(rows, SCHEMA))
+    return pa.Table.from_batches(batches, SCHEMA)
 
 
 def to_records(table: pa.Table | pa.RecordBatch) -> Iterator[Record]:
@@ -166,10 +172,6 @@ def write_data_folder(
             example = next(rejection.image for rejection in rejections if rejection.reason == reason)
             why = f"; most often: {reason} (such as {example!r})"
         raise InputError(f"--out {out}: none of {len(rejections)} rows could be used{why}; nothing was written")
-    if out.is_file():
-        raise InputError(f"--out {out}: is a file; give the name of a folder")
-    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise InputError(f"--out {out}: exists and is no data folder (no manifest.json); choose another")
     counts = count_dialogues(records)
     accepted = sum(count for subsets in counts.values() for tasks in subsets.values() for count in tasks.values())
     manifest = {
@@ -180,10 +182,10 @@ def write_data_folder(
         "image_root": str(image_root.resolve()),
         "inputs": inputs,
     }
-    with whole_folder(out) as building:
+    with whole_folder(out, MANIFEST) as building:
         for split in SPLITS:
             pq.write_table(records.filter(pc.equal(records["split"], split)), building / f"{split}.parquet")
-        (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         with open(building / "rejected.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(rejection._asdict()) + "\n" for rejection in rejections)
     return manifest
@@ -201,7 +203,7 @@ def count_dialogues(records: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
 
 def read_manifest(data: Path) -> dict[str, Any]:
     """The manifest of a data folder; raises [`InputError`] if `data` is none."""
-    path = Path(data) / "manifest.json"
+    path = Path(data) / MANIFEST
     if not path.is_file():
         raise InputError(
             f"--data {data}: no data folder (manifest.json is missing); make one with data_prep/convert_*.py"
@@ -234,7 +236,7 @@ def _split_file(data: Path, split: str) -> Path:
 
 def read_records(data: Path, split: str) -> Iterator[Record]:
     """Every record of a split, in stored order."""
-    for batch in pq.ParquetFile(_split_file(data, split)).iter_batches():
+    for batch in pq.ParquetFile(_split_file(data, split)).iter_batches(RECORDS_AT_ONCE):
         yield from to_records(batch)
 
 

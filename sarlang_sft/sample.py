@@ -39,9 +39,7 @@ def write_sample(
         )
     if size < 64 or looks <= 0:
         raise InputError(f"--size {size} must be at least 64 pixels and --looks {looks} above 0")
-    if out.exists() and any(out.iterdir()) and not (out / "truth.json").is_file():
-        raise InputError(f"--out {out}: exists and is no earlier sample (no truth.json); choose another")
-    with whole_folder(out) as building:
+    with whole_folder(out, "truth.json") as building:
         _write(building, images, seed, images - max(1, round(images * test_fraction)), size, looks)
 
 

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from sarlang_sft.image_files import header_size, index_images
+from sarlang_sft.image_files import header_size
+from sarlang_sft.image_lookup import NOT_FOUND, ImageFolder, NoImageError, stem_of
 from sarlang_sft.records import SCHEMA, Rejection, carve_val, file_hash, one_turn_dialogues
-from sarlang_sft.sarlang_texts import CAPTION_PROMPT, Part, Row, TextFile, find_text_files, read_rows, stem_of
+from sarlang_sft.sarlang_texts import CAPTION_PROMPT, Part, Row, TextFile, find_text_files, read_rows
 
 VQA_PROMPT = "Question: {question}. Answer the question concisely."
 CLASS_PREFIX = "The classes are: tank, car, aircraft, harbor, bridge, ship."
@@ -61,7 +62,6 @@ SOURCE_PATTERNS = [
 
 RESOLUTION_M = {"SpaceNet6": 0.5}  # the other sources mix resolutions
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|<image>")
-NOT_FOUND = "image not found"
 _ROWS_AT_ONCE = 1 << 16
 _FLAT = pa.schema(
     [
@@ -130,7 +130,7 @@ def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts)
         val_fraction: Of the training images, carved out as `val`.
     """
     files = [twins[0] for twins in find_text_files(root).values()]
-    index = index_images(image_root)
+    folder = ImageFolder(image_root)
     kinds = {file.part.kind for file in files}
     prefixed = prompts.class_prefix == "always" or (prompts.class_prefix == "auto" and {"vqa1", "vqa2"} <= kinds)
     numbers: dict[str, int] = {}
@@ -138,12 +138,12 @@ def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts)
     batches = []
     for number, file in enumerate(files):
         rows = tqdm(read_rows(file), desc=file.name(root), unit=" rows")
-        usable = _usable(rows, file.name(root), index, numbers, rejections)
+        usable = _usable(rows, file.name(root), folder, numbers, rejections)
         flat = ((image, number, *_flat_row(row, file.part, prompts, prefixed)) for image, row in usable)
         while chunk := list(islice(flat, _ROWS_AT_ONCE)):
             columns = zip(_FLAT, zip(*chunk, strict=True), strict=True)
             batches.append(pa.record_batch([pa.array(values, field.type) for field, values in columns], _FLAT))
-    _say_what_is_missing(rejections, index, numbers)
+    _say_what_is_missing(rejections, folder.index, numbers)
     images = list(numbers)
     sizes = read_sizes(image_root, images)
     table, broken = _without_broken(pa.Table.from_batches(batches, _FLAT), files, root, images, sizes)
@@ -153,16 +153,15 @@ def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts)
 
 
 def _usable(
-    rows: Iterator[Row], name: str, index: dict[str, list[str]], numbers: dict[str, int], rejections: list[Rejection]
+    rows: Iterator[Row], name: str, images: ImageFolder, numbers: dict[str, int], rejections: list[Rejection]
 ) -> Iterator[tuple[int, Row]]:
     """Rows with the number of their image, counted in `numbers` by its path; the others go to `rejections`."""
-    places: dict[str, tuple[str | None, str | None]] = {}
     for row in rows:
         problem = row.problem or _problem_in_text(row)
-        if not problem:
-            if row.image not in places:
-                places[row.image] = _locate(row.image, index)
-            relative, problem = places[row.image]
+        try:
+            relative = "" if problem else images.locate(row.image)
+        except NoImageError as error:
+            problem = str(error)
         if problem:
             rejections.append(Rejection(name, row.number, row.image, problem))
         else:
@@ -186,19 +185,6 @@ def _problem_in_text(row: Row) -> str | None:
     if SPECIAL_TOKEN.search(row.answer) or SPECIAL_TOKEN.search(row.question or ""):
         return "special token in the text"
     return None
-
-
-def _locate(image: str, index: dict[str, list[str]]) -> tuple[str | None, str | None]:
-    """(relative image path, None), or (None, why there is none)."""
-    parts = re.split(r"[\\/]", image)
-    candidates = index.get(stem_of(image), [])
-    if not candidates:
-        return None, "path leaves the image root" if ".." in parts else NOT_FOUND
-    if len(candidates) > 1:  # the folder named in the text tells equal names apart, such as train/1.png and val/1.png
-        folders = [part.lower() for part in parts[:-1]]
-        shared = [len(set(folders) & set(Path(relative.lower()).parts[:-1])) for relative in candidates]
-        candidates = [path for path, count in zip(candidates, shared, strict=True) if count == max(shared)]
-    return (candidates[0], None) if len(candidates) == 1 else (None, "several images of this name")
 
 
 def _flat_row(row: Row, part: Part, prompts: Prompts, prefixed: bool) -> tuple[object, ...]:

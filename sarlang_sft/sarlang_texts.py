@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import IMAGE_SUFFIXES
+from sarlang_sft.image_lookup import stem_of
 
 CAPTION_PROMPT = "Describe the content of this image in one sentence."
 
@@ -347,13 +347,6 @@ def _digests(file: TextFile) -> np.ndarray:
         ),
         dtype=np.int64,
     )
-
-
-def stem_of(image: str) -> str:
-    """What identifies an image in the texts: its file name in lower case, without folders and image suffix."""
-    name = re.split(r"[\\/]", image)[-1].lower()
-    stem, dot, suffix = name.rpartition(".")
-    return stem if f".{suffix}" in IMAGE_SUFFIXES and dot else name
 
 
 def write_texts(folder: Path, stem: str, rows: list[tuple[str, str | None, str]]) -> None:

@@ -21,14 +21,24 @@ class CannotWriteError(InputError):
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path, marker: str | None = None, option: str = "--out") -> Iterator[Path]:
     """A folder to fill, which takes the place of `out` when the block ends well.
 
     Until then, and after an error, a full disk or a kill, `out` is what it was before.
 
+    Args:
+        marker: A file that tells an earlier result, which is replaced; without one, `out` must be new or empty.
+        option: Names `out` in messages.
+
     Raises:
+        InputError: `out` is a file, or holds something else.
         CannotWriteError: A file in it cannot be written.
     """
+    if out.is_file():
+        raise InputError(f"{option} {out}: is a file; give the name of a folder")
+    if out.exists() and any(out.iterdir()) and not (marker and (out / marker).is_file()):
+        why = f"holds other things (no {marker})" if marker else "is not empty"
+        raise InputError(f"{option} {out}: exists and {why}; choose another")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

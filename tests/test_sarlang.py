@@ -7,7 +7,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import index_images
+from sarlang_sft.image_lookup import index_images
 from sarlang_sft.records import read_manifest, read_records, to_records
 from sarlang_sft.sarlang import Prompts, convert, source_of, style_of, task_of
 
@@ -219,4 +219,4 @@ def test_wrong_input_names_the_option_and_ends_with_code_2(words: list[str], mes
 def test_an_output_folder_with_other_things_is_refused(sample: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep")
     output = run_script("data_prep/convert_sarlang.py", "--root", sample, "--out", tmp_path, code=2)
-    assert "is no data folder" in output and (tmp_path / "precious.txt").exists()
+    assert "holds other things (no manifest.json)" in output and (tmp_path / "precious.txt").exists()

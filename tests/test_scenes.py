@@ -134,4 +134,6 @@ def test_positions_without_a_majority_are_not_asked() -> None:
 def test_make_sample_refuses_a_folder_that_is_no_sample(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep")
     output = run_script("data_prep/make_sample.py", "--out", tmp_path, "--images", 4, code=2)
-    assert "exists and is no earlier sample" in output and (tmp_path / "precious.txt").read_text() == "keep"
+    assert (
+        "exists and holds other things (no truth.json)" in output and (tmp_path / "precious.txt").read_text() == "keep"
+    )

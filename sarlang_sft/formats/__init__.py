@@ -1,0 +1,1 @@
+"""The file formats of neighbouring projects, to and from data folders."""
