@@ -21,6 +21,7 @@ import numpy as np
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_lookup import stem_of
+from sarlang_sft.json_items import read_json_items
 
 CAPTION_PROMPT = "Describe the content of this image in one sentence."
 
@@ -57,9 +58,6 @@ _HEADERS = {  # column names of the published CSV files, lower case without spac
 }
 _COLUMNS = {"caption": ("image", "answer"), "vqa1": ("image", "question", "answer")}
 _COLUMNS["vqa2"] = _COLUMNS["vqa1"]
-_CHUNK = 1 << 20  # characters of JSON read at once
-_BETWEEN = re.compile(r"[\s,\[\]]*")
-_ITEM = re.compile(r'\{\s*"(?:messages|images|id)"')
 
 
 @dataclass(frozen=True)
@@ -263,36 +261,8 @@ def _header(cells: list[str], kind: str) -> tuple[str, ...] | None:
 
 
 def _read_json(text: TextIO, kind: str) -> Iterator[Row]:
-    for number, item in enumerate(_json_items(text), 1):
+    for number, item in enumerate(read_json_items(text), 1):
         yield Row(number, problem="broken JSON") if item is None else _json_row(number, item, kind)
-
-
-def _json_items(text: TextIO) -> Iterator[Any]:
-    """The items of a JSON list, or of JSON Lines, one by one; None for a stretch that is no JSON.
-
-    After such a stretch reading goes on where the next sample begins.
-    """
-    decode = json.JSONDecoder().raw_decode
-    buffer, place, ended = "", 0, False
-    while True:
-        place = _BETWEEN.match(buffer, place).end()
-        if place < len(buffer):
-            try:
-                item, end = decode(buffer, place)
-                if end < len(buffer) or ended:  # a number or word at the end may go on
-                    yield item
-                    place = end
-                    continue
-            except (ValueError, RecursionError):
-                after = _ITEM.search(buffer, place + 1)
-                if after or ended:
-                    yield None
-                    place = after.start() if after else len(buffer)
-                    continue
-        if ended:
-            return
-        more = text.read(max(_CHUNK, len(buffer) - place))
-        buffer, place, ended = buffer[place:] + more, 0, not more
 
 
 def _json_row(number: int, item: Any, kind: str) -> Row:

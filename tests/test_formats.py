@@ -375,11 +375,20 @@ def test_bad_rows_are_rejected_with_reasons(pictures: Path, folder: Path) -> Non
     assert [len(record.dialogues) for record in records] == [1]
 
 
+def test_a_broken_sample_of_a_list_costs_itself_alone(pictures: Path, folder: Path) -> None:
+    good = json.dumps({"messages": said("<image>Is it?", "Yes"), "images": ["a/1.png"]})
+    for broken in ("[" * 100000, '{"messages": [', good[:-9], "nothing", "\udcff"):
+        text = f"[{good}, {broken}, {good}, {good[:30]}"
+        (folder / "list.json").write_bytes(text.encode(errors="surrogateescape"))
+        records, rejections, _, _ = imported(folder / "list.json", "llamafactory", pictures, "train", 0)
+        assert [len(record.dialogues) for record in records] == [2]
+        assert [(row.row, row.reason) for row in rejections] == [(2, "broken JSON"), (4, "broken JSON")]
+
+
 def test_files_that_cannot_be_read_as_a_whole_are_named(pictures: Path, folder: Path) -> None:
     for name, content, message in [
-        ("a.json", b"[1, 2", "not valid JSON"),
-        ("a.json", b"[" * 100000, "not valid JSON"),
         ("a.parquet", b"PAR1", "not a readable Parquet file"),
+        ("a.parquet", b"", "not a readable Parquet file"),
     ]:
         (folder / name).write_bytes(content)
         with pytest.raises(InputError, match=message):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sarlang_sft.errors import InputError
+from sarlang_sft.json_items import read_json_items
 
 ROWS_AT_ONCE = 1000
 
@@ -54,7 +55,7 @@ def write_parquet(folder: Path, split: str, rows: Iterable[dict[str, Any]], sche
 
 
 def read_items(path: Path) -> Iterator[Any]:
-    """The rows of a file as parsed; a `BrokenRow` for every line that is no JSON.
+    """The rows of a file as parsed; a `BrokenRow` for every line, or sample of a list, that is no JSON.
 
     A file that begins with `[` is one JSON list, whatever its suffix; any other but `.parquet` holds one row per line.
 
@@ -64,15 +65,13 @@ def read_items(path: Path) -> Iterator[Any]:
     if path.suffix.lower() == ".parquet":
         yield from _read_parquet(path)
         return
-    with open(path, "rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        file.seek(0)
-        if start.startswith(b"["):
-            try:
-                yield from json.load(file)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: not valid JSON: {error}") from error
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as text:
+        if text.read(4096).lstrip().startswith("["):
+            text.seek(0)
+            for item in read_json_items(text):
+                yield BrokenRow() if item is None else item
             return
+    with open(path, "rb") as file:
         for line in file:
             if not line.strip():
                 continue
