@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign_files import IMAGES, SIZE
 from hypothesis import settings
 from peft import PeftModel, get_peft_model
+from PIL import Image
 from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from sarlang_sft.adapters import lora_config
@@ -73,6 +75,16 @@ def tinies(data: Path) -> dict[str, Path]:
 def tiny(tinies: dict[str, Path]) -> Path:
     """The tiny Qwen2.5-VL."""
     return tinies["qwen2_5_vl"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `foreign_files.IMAGES`."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number, name in enumerate(IMAGES):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", SIZE, 40 * number).save(root / name)
+    return root
 
 
 def with_adapters(model: PreTrainedModel, backbone: Backbone, tuning: TuningArguments) -> PeftModel:
