@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sarlang_sft.class_folders import convert_folders
 from sarlang_sft.configuration import parse_arguments
-from sarlang_sft.errors import InputError, exit_on_bad_input
+from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.records import print_manifest, write_data_folder
-from sarlang_sft.sarlang import VQA_PROMPT
+from sarlang_sft.sarlang import VQA_PROMPT, check_prompts
 from sarlang_sft.sarlang_texts import CAPTION_PROMPT
 
 
@@ -29,8 +29,7 @@ class FolderArguments:
 
 def main() -> None:
     (args,) = parse_arguments([FolderArguments], __doc__)
-    if "{question}" not in args.vqa_prompt:
-        raise InputError("--vqa_prompt must hold {question}, the place of the question")
+    check_prompts(vqa=args.vqa_prompt, caption=args.caption_prompt)
     root = Path(args.root)
     records, rejections, inputs = convert_folders(
         root, args.source, args.val_fraction, args.caption_prompt, args.vqa_prompt, args.seed

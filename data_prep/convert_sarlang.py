@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
-from sarlang_sft.errors import InputError, exit_on_bad_input
-from sarlang_sft.records import print_manifest, write_data_folder
-from sarlang_sft.sarlang import VQA_PROMPT, Prompts, convert
+from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.records import DATA_FOLDER, print_manifest, write_data_folder
+from sarlang_sft.sarlang import VQA_PROMPT, Prompts, check_prompts, convert
 from sarlang_sft.sarlang_counts import compare_with_published
 from sarlang_sft.sarlang_texts import CAPTION_PROMPT, compare_twins
+from sarlang_sft.whole_output import check_replaceable
 
 
 @dataclass
@@ -43,11 +44,11 @@ class ConvertArguments:
 
 def main() -> None:
     (args,) = parse_arguments([ConvertArguments], __doc__)
-    if "{question}" not in args.vqa_prompt:
-        raise InputError("--vqa_prompt must hold {question}, the place of the question")
+    check_prompts(vqa=args.vqa_prompt, caption=args.caption_prompt, complex_caption=args.complex_caption_prompt)
     root = Path(args.root)
     image_root = Path(args.image_root or (root.parent if root.is_file() else root))
     prompts = Prompts(args.caption_prompt, args.complex_caption_prompt, args.vqa_prompt, args.class_prefix)
+    check_replaceable(Path(args.out), DATA_FOLDER)
     compare_twins(root, args.strict)
     records, rejections, inputs = convert(root, image_root, args.val_fraction, prompts)
     compare_with_published(records, args.strict)

@@ -15,12 +15,13 @@ from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.preview import make_sheet
 from sarlang_sft.preview_pages import takes_colours, terminal_lines, write_page
+from sarlang_sft.records import SPLITS
 
 
 @dataclass
 class PreviewArguments:
     model: str = field(metadata={"help": "Folder or hub name of the model: its config and processor are read."})
-    split: str = field(default="train", metadata={"help": "Split to show: train, val or test."})
+    split: str = field(default="train", metadata={"help": "Split to show.", "choices": list(SPLITS)})
     images: int = field(default=12, metadata={"help": "At most this many images, with all of their dialogues."})
     seed: int | None = field(default=None, metadata={"help": "Draws the images; default: the first ones."})
     out: str | None = field(default=None, metadata={"help": "Web page to write; default: print to the terminal."})

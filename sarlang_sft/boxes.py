@@ -4,6 +4,7 @@ Texts that the project builds name the i-th box of their record as `<box:i>`. A 
 sees, in its family's own units; `Frame` knows where a stored pixel lies in that picture.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ _NUMBER = r"-?\d+(?:\.\d+)?"
 _LIST = re.compile(rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*\]")
 # Corners of one box are joined by a comma alone; decoding drops the marks that also part one box from the next.
 _PAIRS = re.compile(rf"\({_NUMBER},{_NUMBER}\)(?:,\({_NUMBER},{_NUMBER}\))+")
+
+TOLERANCE = 1.0  # pixels that a stored box may reach beyond its image: boxes are rounded
 
 Points = list[float]
 """Of a box in pixels of the stored image: `x y w h`, or the 8 numbers of its four corners."""
@@ -91,13 +94,13 @@ class BoxConvention:
         Raises:
             ValueError: Nothing of the box is inside the picture.
         """
-        corners = [frame.inside(x, y) for x, y in _corners(points)]
-        columns, rows = zip(*corners, strict=True)
+        seen = [frame.inside(x, y) for x, y in _opposite_corners(points)]
+        columns, rows = zip(*seen, strict=True)
         if max(columns) <= 0 or max(rows) <= 0 or min(columns) >= frame.size[0] or min(rows) >= frame.size[1]:
             raise ValueError("box outside the picture")
         numbers = [
             f"{min(max(value, 0), side) * (self.units or side) / side:.{self.digits}f}"
-            for corner in corners
+            for corner in seen
             for value, side in zip(corner, frame.size, strict=True)
         ]
         if self.marks is None:
@@ -122,11 +125,31 @@ class BoxConvention:
         return boxes
 
 
-def _corners(points: Sequence[float]) -> list[tuple[float, float]]:
+def corners(points: Sequence[float]) -> list[tuple[float, float]]:
+    """The four corners of a stored box in order around it."""
     if len(points) == 4:
         x, y, width, height = points
-        return [(x, y), (x + width, y + height)]
+        return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
     return list(zip(points[::2], points[1::2], strict=True))
+
+
+def _opposite_corners(points: Sequence[float]) -> list[tuple[float, float]]:
+    """Two of an upright box, all four of a rotated one."""
+    return corners(points)[::2] if len(points) == 4 else corners(points)
+
+
+def box_problem(points: list[float] | None, width: int, height: int) -> str | None:
+    """The kind of finding about a box, `x y w h` or four corners, in an image of this size in pixels, or None."""
+    if points is None or len(points) not in (4, 8) or not all(p is not None and math.isfinite(p) for p in points):
+        return "unusable_box"
+    columns, rows = zip(*corners(points), strict=True)
+    area = abs(sum(columns[i - 1] * rows[i] - columns[i] * rows[i - 1] for i in range(4))) / 2  # the shoelace formula
+    turned_over = len(points) == 4 and min(points[2:]) <= 0
+    outside = max(columns) <= 0 or max(rows) <= 0 or min(columns) >= width or min(rows) >= height
+    if turned_over or area <= 0 or outside:
+        return "unusable_box"
+    beyond = max(-min(columns), -min(rows), max(columns) - width, max(rows) - height)
+    return "box_outside" if beyond > TOLERANCE else None
 
 
 def write_boxes(text: str, boxes: Sequence[Sequence[float]], convention: BoxConvention, frame: Frame) -> str:

@@ -17,7 +17,10 @@ ALSO_LISTS = ("data",)  # text on the command line, in YAML also a list, which a
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and launch lines as they stand in the docstring."""
+    """Shows the defaults of what has one, and launch lines as they stand in the docstring."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parse_arguments(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from sarlang_sft.errors import InputError
 from sarlang_sft.whole_output import whole_file
 
 FOUND_ERRORS = 1  # exit code; 2 is bad input
@@ -127,8 +126,6 @@ def write_findings(findings: Iterable[Finding], path: Path) -> Summary:
         InputError: The file cannot be written.
     """
     summary = Summary(path)
-    if path.is_dir():
-        raise InputError(f"--out {path}: is a folder; give the name of a file")
     with whole_file(path) as file:
         for found in findings:
             summary.counts.setdefault(found.finding, Counter())[found.split, found.source] += 1

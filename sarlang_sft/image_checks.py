@@ -3,8 +3,6 @@
 import hashlib
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +11,11 @@ import numpy as np
 from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
-from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import TIFF_SUFFIXES, open_picture, open_tiff, path_inside
+from sarlang_sft.image_files import PLAIN_MODES, TIFF_SUFFIXES, open_picture, open_tiff, path_inside
+from sarlang_sft.processes import in_processes
 
-PLAIN_MODES = ("L", "RGB", "I", "I;16", "I;16B", "F")  # pixels as they are; Pillow's other modes become RGB
 FILES_AT_ONCE = 16
 
 
@@ -60,30 +57,18 @@ class _TooLarge(Exception):
     """An image whose header declares more than may be decoded."""
 
 
-def examine_images(root: Path, names: list[str], max_mb: int, processes: int) -> Iterator[ImageFacts]:
+def examine_images(root: Path, names: list[str], max_mb: int, workers: int) -> Iterator[ImageFacts]:
     """Examine images in the order of their names, several at a time.
 
     Args:
         names: Paths relative to `root`.
         max_mb: Images that decode to more are left alone; every process needs about three times that at most.
-        processes: 1 examines them in this process.
+        workers: Processes.
 
     Raises:
         InputError: A process was killed from outside, as systems do when memory runs out.
     """
-    examine = partial(examine_image, root, max_mb)
-    if processes == 1:
-        yield from tqdm(map(examine, names), desc="images", unit=" images", total=len(names))
-        return
-    try:
-        with ProcessPoolExecutor(processes) as pool:
-            found = pool.map(examine, names, chunksize=FILES_AT_ONCE)
-            yield from tqdm(found, desc="images", unit=" images", total=len(names))
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"--processes {processes}: one was killed, probably since memory ran out; take fewer, or a lower "
-            "--max_image_mb"
-        ) from error
+    yield from in_processes(partial(examine_image, root, max_mb), names, workers, FILES_AT_ONCE, "images")
 
 
 def examine_image(root: Path, max_mb: int, name: str) -> ImageFacts:

@@ -12,6 +12,7 @@ from sarlang_sft.errors import InputError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # in order of preference for one stem
 TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # Pillow's others may start programs (EPS)
+PLAIN_MODES = ("L", "RGB", "I", "I;16", "I;16B", "F")  # Pillow's pixels as they are stored; others become RGB
 LARGEST_ASPECT = 200  # Qwen's processors refuse longer images
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses to decode
 
@@ -25,8 +26,13 @@ def path_inside(root: Path, relative: str) -> Path:
 
 
 def open_tiff(path: Path) -> rasterio.DatasetReader:
-    """A GeoTIFF. By content alone GDAL would also open virtual files, which refer to others out of the root."""
-    return rasterio.open(path, driver="GTiff")
+    """A GeoTIFF by itself.
+
+    By content alone GDAL would also open virtual files, and beside a GeoTIFF masks and metadata of any kind (`.msk`,
+    `.aux.xml`): both may refer to files out of the root, or on the network.
+    """
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        return rasterio.open(path, driver="GTiff")
 
 
 def open_picture(path: Path) -> Image.Image:

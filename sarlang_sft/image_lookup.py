@@ -23,7 +23,8 @@ class ImageFolder:
         if not root.is_dir():
             raise InputError(f"--image_root {root}: no such folder")
         self.root = root.resolve()
-        self._places: dict[str, str | NoImageError] = {}
+        self._places: dict[tuple[str, tuple[str, ...]], str] = {}
+        self._reasons: dict[tuple[str, tuple[str, ...]], str] = {}
         self._sizes: dict[str, tuple[int, int] | str] = {}
 
     @cached_property
@@ -31,24 +32,27 @@ class ImageFolder:
         """[`index_images`] of the root."""
         return index_images(self.root)
 
-    def locate(self, name: str) -> str:
+    def locate(self, name: str, folders: tuple[str, ...] = ()) -> str:
         """The path, relative to the root, of the image that a text calls `name`.
 
         It is the image at that path if there is one, else the one of the same stem whose folders agree furthest from
         the file upwards.
 
+        Args:
+            folders: Names of folders that decide where the text's own leave several images.
+
         Raises:
             NoImageError: There is none, or there are several.
         """
-        if name not in self._places:
+        key = name, folders
+        if key not in self._places and key not in self._reasons:
             try:
-                self._places[name] = self._find(name)
+                self._places[key] = self._find(name, folders)
             except NoImageError as error:
-                self._places[name] = error
-        place = self._places[name]
-        if isinstance(place, NoImageError):
-            raise place
-        return place
+                self._reasons[key] = str(error)  # an error kept and raised again would grow with every raise
+        if key in self._reasons:
+            raise NoImageError(self._reasons[key])
+        return self._places[key]
 
     def size(self, relative: str) -> tuple[int, int]:
         """(width, height) in pixels from the header; raises NoImageError with the reason if it cannot be used."""
@@ -59,7 +63,7 @@ class ImageFolder:
             raise NoImageError(size)
         return size
 
-    def _find(self, name: str) -> str:
+    def _find(self, name: str, folders: tuple[str, ...]) -> str:
         inside = name.removeprefix(f"{self.root}/").replace("\\", "/").lstrip("/")
         parts = PurePosixPath(inside).parts
         if ".." not in parts and os.path.isfile(self.root / inside):
@@ -73,6 +77,8 @@ class ImageFolder:
             raise NoImageError("path leaves the image root" if ".." in parts else NOT_FOUND)
         shared = [_shared_folders(parts, PurePosixPath(candidate).parts) for candidate in candidates]
         nearest = [path for path, count in zip(candidates, shared, strict=True) if count == max(shared)]
+        named = [path for path in nearest if {part.lower() for part in PurePosixPath(path).parts[:-1]} & {*folders}]
+        nearest = nearest if len(nearest) == 1 or not named else named
         if len(nearest) > 1:
             raise NoImageError("several images of this name")
         return nearest[0]
@@ -102,7 +108,7 @@ def index_images(image_root: Path) -> dict[str, list[str]]:
     for folder, subfolders, names in os.walk(image_root):
         subfolders[:] = sorted(name for name in subfolders if not name.lower().startswith("rgb"))
         for link in (name for name in subfolders if os.path.islink(os.path.join(folder, name))):
-            print(f"{folder}/{link}: a link to a folder, not followed; put the folder itself there")
+            print(f"{os.path.join(folder, link)!r}: a link to a folder, not followed; put the folder itself there")
         inner = os.path.relpath(folder, image_root)
         for name in names:
             stem, suffix = os.path.splitext(name)

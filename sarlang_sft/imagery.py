@@ -12,8 +12,9 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from sarlang_sft.boxes import Frame
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import TIFF_SUFFIXES, open_picture, open_tiff
+from sarlang_sft.image_files import PLAIN_MODES, TIFF_SUFFIXES, open_picture, open_tiff
 
+LARGEST_SIDE = 16_384  # pixels that an operation may make of a side
 OPS_FILE = "image_ops.json"
 
 
@@ -47,7 +48,7 @@ def decode_picture(path: Path) -> np.ndarray:
     Raises what Pillow raises.
     """
     with open_picture(path) as image:
-        plain = image.mode in ("L", "RGB") or image.mode.startswith("I")
+        plain = image.mode in PLAIN_MODES
         return np.atleast_3d(np.asarray(image if plain else image.convert("RGB"))).transpose(2, 0, 1)
 
 
@@ -117,8 +118,8 @@ def parse_ops(names: list[str]) -> list[tuple[str, float | None]]:
             raise InputError(f"image_ops: `{text}`: `{argument}` is no number") from None
         if value is not None and not math.isfinite(value):
             raise InputError(f"image_ops: `{text}`: `{argument}` is no finite number")
-        if name in NEEDS_ARGUMENT and (value is None or value < 1):
-            raise InputError(f"image_ops: `{name}` needs a number of pixels, as in `{name}:64`")
+        if name in NEEDS_ARGUMENT and (value is None or not 1 <= value <= LARGEST_SIDE):
+            raise InputError(f"image_ops: `{name}` needs a number of pixels up to {LARGEST_SIDE:,}, as in `{name}:64`")
         parsed.append((name, value))
     return parsed
 

@@ -22,6 +22,8 @@ from sarlang_sft.whole_output import whole_file
 
 DOMAINS = ("auto", "amplitude", "intensity", "db")
 COMBINATIONS = {"mean": np.mean, "span": np.sum, "colour": None}
+DB_SHARE = 0.01  # of the valid pixels below zero: more are taken for dB
+NO_POWER = "no valid pixel above zero"
 WINDOW = 1024  # pixels; the side of what is filtered at a time
 DB_BINS, DB_PER_BIN, DB_LOWEST = 153_600, 1 / 256, -300.0  # of the histogram that percentiles are taken from
 
@@ -41,8 +43,8 @@ class Chain:
     domain: str = field(
         default="auto",
         metadata={
-            "help": "What pixel values are: amplitude, intensity or db. auto: integers are amplitude, floats with any "
-            "value below zero db, other floats intensity. Complex pixels always give the intensity |z|^2."
+            "help": "What pixel values are: amplitude, intensity or db. auto: integers are amplitude, floats with "
+            "more than 1 %% below zero db, other floats intensity. Complex pixels always give the intensity |z|^2."
         },
     )
     nodata: float | None = field(
@@ -167,7 +169,7 @@ def _grown(area: Area, whole: Area) -> Area:
 
 
 def _domain(bands: list[Band], domain: str) -> str:
-    """What the pixel values are; `auto` is decided by the type of the values and by whether any is below zero."""
+    """What the pixel values are; `auto` is decided by the type of the values and by how many are below zero."""
     kinds = {band.dtype.kind for band in bands}
     if "c" in kinds:
         return "complex"
@@ -175,13 +177,15 @@ def _domain(bands: list[Band], domain: str) -> str:
         return domain
     if kinds == {"u"}:
         return "amplitude"
-    below_zero = any(
-        (values[valid] < 0).any()
-        for area in windows(Area(0, 0, *bands[0].shape))
-        for values, valid in (band.read(area) for band in bands)
-    )
-    if "f" in kinds:
-        return "db" if below_zero else "intensity"
+    valid_pixels = below_zero = 0
+    for area in windows(Area(0, 0, *bands[0].shape)):
+        for values, valid in (band.read(area) for band in bands):
+            if (values[valid] < DB_LOWEST).any():
+                raise InputError(f"values below {DB_LOWEST:.0f} are no dB; name them with --nodata")
+            valid_pixels += int(valid.sum())
+            below_zero += int((values[valid] < 0).sum())
+    if "f" in kinds:  # subtracted noise leaves a few intensities below zero
+        return "db" if below_zero > DB_SHARE * valid_pixels else "intensity"
     if below_zero:
         raise InputError("integers below zero; give --domain db or amplitude")
     return "amplitude"
@@ -215,12 +219,15 @@ def _looks(intensity: Read, whole: Area, chain: Chain, layers: int) -> list[floa
     """The looks of every layer, if the filter needs them."""
     if chain.looks is not None or chain.speckle_filter != "refined_lee":
         return [chain.looks] * layers
-    counts = np.zeros((layers, len(LOG_LOOKS) - 1), np.int64)
+    counts, any_power = np.zeros((layers, len(LOG_LOOKS) - 1), np.int64), False
     for window in windows(whole):
         # so far over the end that every 7 x 7 pixels of the image are counted, once
         bottom, right = min(window.bottom + 2 * REACH, whole.bottom), min(window.right + 2 * REACH, whole.right)
         values, valid = intensity(Area(window.top, window.left, bottom, right))
         counts += [count_looks(layer, valid) for layer in values]
+        any_power |= bool((values > 0).any())
+    if not any_power:
+        raise InputError(NO_POWER)
     looks = [estimate_looks(of_layer) for of_layer in counts]
     if None in looks:
         raise InputError("no area to estimate the looks from; give --looks")
@@ -250,7 +257,7 @@ def _stretch_limits(despeckled: Read, whole: Area, chain: Chain, layers: int) ->
         counts += [np.bincount(_bin(layer[valid & (layer > -np.inf)]), minlength=DB_BINS) for layer in values]
         valid_pixels += int(valid.sum())
     if not counts.any(axis=1).all():
-        raise InputError("no valid pixel above zero")
+        raise InputError(NO_POWER)
     limits = [chain.range_db or [_percentile(layer, share) for share in chain.percentiles] for layer in counts]
     return limits, valid_pixels / (whole.bottom * whole.right)
 

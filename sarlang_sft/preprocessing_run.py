@@ -40,7 +40,7 @@ def preprocess_folder(root: Path, out: Path, chain: Chain, workers: int | None =
 
     Returns:
         `done` and `earlier` (numbers of images), `rejected` (numbers of images by reason), `ignored` (numbers of files
-        of other kinds by suffix).
+        of other kinds by suffix), `domains` (numbers of images done now by what their values were taken for).
 
     Raises:
         InputError: There is no image, `out` was begun with another root or chain or is in use, or cannot be written.
@@ -54,28 +54,45 @@ def preprocess_folder(root: Path, out: Path, chain: Chain, workers: int | None =
         finished = _read_finished(out)
         to_do = [image for image in images if not _is_finished(image, finished.get(image.name), root, out)]
         for image in to_do:
-            for stale in finished.get(image.name, {}).get("outputs", []):
-                (out / stale).unlink(missing_ok=True)
-        current = {image.name for image in images} - {image.name for image in to_do}
+            _remove_outputs(finished.get(image.name, {}), out)
+        files = {name: {source["file"] for source in line["sources"]} for name, line in finished.items()}
+        bad = {name for name, own in files.items() if own & rejected.keys()}
+        for name in bad:  # its picture is no longer what the root holds
+            _remove_outputs(finished[name], out)
+        kept = finished.keys() - bad - {image.name for image in to_do}  # also of images that have left the root
         with whole_file(out / FINISHED) as file:
-            file.writelines(_line(line) for name, line in finished.items() if name in current)
+            file.writelines(_line(line) for name, line in finished.items() if name in kept)
+        domains: Counter[str] = Counter()
         with open(out / FINISHED, "ab", buffering=0) as log:
             for image, result in tqdm(_results(to_do, root, chain, out, workers), total=len(to_do), unit=" images"):
                 if isinstance(result, str):
                     rejected[image.name] = result
                 else:
+                    domains[result["domain"]] += 1
                     _append(log, _line(result))
         with whole_file(out / REJECTED) as file:
             file.writelines(_line({"image": name, "reason": why}) for name, why in sorted(rejected.items()))
     done = sum(image.name not in rejected for image in to_do)
+    if not done and len(to_do) == len(images):
+        why, _ = Counter(rejected.values()).most_common(1)[0]
+        raise InputError(f"--root {root}: none of its images can be used; most often: {why} (see {out / REJECTED})")
     counted = dict(Counter(rejected.values()).most_common())
-    return {"done": done, "earlier": len(current), "rejected": counted, "ignored": dict(ignored)}
+    numbers = {"done": done, "earlier": len(images) - len(to_do)}
+    return {**numbers, "rejected": counted, "ignored": dict(ignored), "domains": domains}
+
+
+def _remove_outputs(line: dict[str, Any], out: Path) -> None:
+    for stale in line.get("outputs", []):
+        (out / stale).unlink(missing_ok=True)
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Counts, and what was rejected why."""
     rejected = sum(summary["rejected"].values())
     print(f"  done {summary['done']:,}, finished earlier {summary['earlier']:,}, rejected {rejected:,}")
+    if summary["domains"]:
+        taken = ", ".join(f"{domain} {count:,}" for domain, count in summary["domains"].most_common())
+        print(f"  pixel values taken for: {taken}")
     for reason, count in summary["rejected"].items():
         print(f"  rejected: {reason} {count:,} (see {REJECTED})")
     if summary["ignored"]:
@@ -101,6 +118,8 @@ def _claimed(out: Path, root: Path, chain: Chain) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"--out {out}: another run is writing to it; wait for it") from None
+        except OSError as error:  # some network file systems have no locks
+            print(f"{out}: cannot be locked ({error.strerror}); let no other run write to it")
         _check_parameters(out, {"root": str(root.resolve()), **asdict(chain)})
         yield
 
@@ -114,12 +133,14 @@ def _check_parameters(out: Path, wanted: dict[str, Any]) -> None:
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError(f"found {type(stored).__name__}")
     except ValueError as error:
         raise InputError(f"{path}: no valid JSON ({error}); choose another --out") from error
     for option, value in wanted.items():
         if stored.get(option) != value:
             raise InputError(
-                f"--{option} {value}: {out} was begun with {stored.get(option)}; use that, or choose another --out"
+                f"--out {out}: was begun with {option} {stored.get(option)}, not {value}; use that, or choose another"
             )
 
 
@@ -137,11 +158,17 @@ def _append(log: FileIO, line: bytes) -> None:
 
 
 def _read_finished(out: Path) -> dict[str, dict[str, Any]]:
-    """The lines of finished images by name; a last line that a killed run left unfinished counts as not there."""
+    """The lines of finished images by name; one that a killed run or machine left torn counts as not there."""
     path = out / FINISHED
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {line["image"]: line for line in whole}
+    finished = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and found.keys() >= {"image", "sources", "outputs"}:
+            finished[found["image"]] = found
+    return finished
 
 
 def _is_finished(image: RadarImage, line: dict[str, Any] | None, root: Path, out: Path) -> bool:

@@ -1,5 +1,6 @@
 """What a model will see in training: pictures, tokens and labels of a few images, as the collator makes them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from sarlang_sft.arguments import DataArguments
 from sarlang_sft.backbones import BACKBONES, find_backbone
 from sarlang_sft.box_texts import frame_of
-from sarlang_sft.boxes import Frame
+from sarlang_sft.boxes import Frame, box_problem, corners
 from sarlang_sft.collate import IGNORED, DialogueCollator, Encoder
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import header_size
@@ -26,6 +26,7 @@ from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, Draw, read_mixture
 from sarlang_sft.packing import HINTS, Layout, make_trees
 from sarlang_sft.pieces import IMAGE, Piece, pieces_of, token_count, trained_count
+from sarlang_sft.records import open_split
 from sarlang_sft.training import check_pixels, prepare_dialogues
 from sarlang_sft.trees import PADDING, TRUNK, TreeCollator
 from sarlang_sft.views import View
@@ -211,7 +212,10 @@ def choose_records(table: pa.Table, count: int, seed: int | None) -> pa.Table:
 
 def read_boxes(sources: list[DataSource], split: str, table: pa.Table) -> dict[int, list[Stored]]:
     """The boxes of every record of a table, also those that no text names, by the number of the record."""
-    tables = [pq.read_table(Path(source.path) / f"{split}.parquet", columns=["images", "boxes"]) for source in sources]
+    tables = []
+    for source in sources:
+        with open_split(Path(source.path), split) as file:
+            tables.append(file.read(columns=["images", "boxes"]))
     places = [{tuple(names): place for place, names in enumerate(one["images"].to_pylist())} for one in tables]
     rows = zip(*(table[name].to_pylist() for name in ("record", "source", "images")), strict=True)
     return {record: tables[source]["boxes"][places[source][tuple(images)]].as_py() for record, source, images in rows}
@@ -240,7 +244,7 @@ def make_entry(
             if len(samples) == 1:
                 views = [make_views(collator, batch, number, dialogues[0], boxes) for number in range(len(images))]
                 pictures = [Picture(*shown) for shown in zip(images, sizes, views, strict=True)]
-    except InputError as error:
+    except ValueError as error:  # of the processor, too
         return Entry(images, str(error), [], [], left_out, undrawn)
     return Entry(images, "", pictures, samples, left_out, undrawn)
 
@@ -286,16 +290,10 @@ def show(view: View, boxes: list[Stored], frame: Frame) -> ShownView:
     picture.thumbnail((LARGEST_SHOWN, LARGEST_SHOWN))
     outlines = []
     for number, box in enumerate(boxes):
-        corners = [frame.inside(x, y) for x, y in corners_of(box["points"])]
-        across, down = zip(*corners, strict=True)
+        if box_problem(box["points"], math.inf, math.inf) == "unusable_box":
+            continue
+        seen = [frame.inside(x, y) for x, y in corners(box["points"])]
+        across, down = zip(*seen, strict=True)
         if max(across) > 0 and max(down) > 0 and min(across) < width and min(down) < height:
-            outlines.append(Outline(f"{number} {box['label']}", corners))
+            outlines.append(Outline(f"{number} {box['label']}", seen))
     return ShownView(picture, (width, height), view.tiles, outlines)
-
-
-def corners_of(points: list[float]) -> list[tuple[float, float]]:
-    """The four corners of a stored box."""
-    if len(points) == 4:
-        x, y, width, height = points
-        return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
-    return list(zip(points[::2], points[1::2], strict=True))

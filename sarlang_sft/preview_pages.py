@@ -12,7 +12,6 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from sarlang_sft.errors import InputError
 from sarlang_sft.pieces import IMAGE, SPECIAL, Piece, token_count, trained_count
 from sarlang_sft.preview import Branch, Entry, Outline, Sheet
 from sarlang_sft.whole_output import whole_file
@@ -29,8 +28,6 @@ def write_page(sheet: Sheet, path: Path) -> None:
     Raises:
         InputError: There is a folder of this name, or the file cannot be written.
     """
-    if path.is_dir():
-        raise InputError(f"--out {path}: is a folder; give the name of a file, such as {path / 'preview.html'}")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -19,7 +19,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_files import IMAGE_SUFFIXES, TIFF_SUFFIXES, open_tiff, path_inside
+from sarlang_sft.image_files import IMAGE_SUFFIXES, TIFF_SUFFIXES, open_picture, open_tiff, path_inside
 from sarlang_sft.imagery import decode_picture
 
 POLARISATIONS = ("VV", "HH", "VH", "HV")
@@ -132,7 +132,7 @@ def open_bands(root: Path, image: RadarImage, wanted: list[str], nodata: float |
     """
     with ExitStack() as files:
         files.enter_context(warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning))
-        files.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES))
+        files.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"))
         bands: list[Band] = []
         with _reasons():
             for file in image.files:
@@ -205,6 +205,9 @@ def _tiff_bands(path: Path, nodata: float | None, files: ExitStack) -> list[Band
 def _picture_bands(path: Path, nodata: float | None, files: ExitStack) -> list[Band]:
     """The bands of a PNG, JPEG or BMP, decoded whole, without names."""
     with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+        with open_picture(path) as picture:
+            if picture.mode in ("P", "PA", "1"):
+                raise InputError("colours of a palette, no radar values")
         bands = decode_picture(path)
 
     def read(band: np.ndarray, area: Area) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path, PurePath
@@ -15,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.whole_output import whole_folder
+from sarlang_sft.whole_output import Own, whole_folder
 
 MANIFEST = "manifest.json"
+DATA_FOLDER = Own(MANIFEST, r"(train|val|test)\.parquet|manifest\.json|(rejected|findings)\.jsonl")
 RECORDS_AT_ONCE = 1024  # as Python objects
 SPLITS = ("train", "val", "test")
 TASKS = (
@@ -182,7 +184,7 @@ def write_data_folder(
         "image_root": str(image_root.resolve()),
         "inputs": inputs,
     }
-    with whole_folder(out, MANIFEST) as building:
+    with whole_folder(out, DATA_FOLDER) as building:
         for split in SPLITS:
             pq.write_table(records.filter(pc.equal(records["split"], split)), building / f"{split}.parquet")
         (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -209,9 +211,12 @@ def read_manifest(data: Path) -> dict[str, Any]:
             f"--data {data}: no data folder (manifest.json is missing); make one with data_prep/convert_*.py"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"--data {data}: {path} is no valid JSON ({error}); convert the data again") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("image_root"), str):
+        raise InputError(f"--data {data}: {path} has no `image_root` as converters write it; convert the data again")
+    return manifest
 
 
 def print_manifest(manifest: dict[str, Any]) -> None:
@@ -226,18 +231,30 @@ def print_manifest(manifest: dict[str, Any]) -> None:
         print(f"  rejected: {reason} {count:,} (see rejected.jsonl)")
 
 
-def _split_file(data: Path, split: str) -> Path:
+@contextmanager
+def open_split(data: Path, split: str) -> Iterator[pq.ParquetFile]:
+    """The parquet file of a split; raises [`InputError`] where it is missing, torn, or of other columns."""
     read_manifest(data)
     path = Path(data) / f"{split}.parquet"
     if not path.is_file():
         raise InputError(f"--split {split}: {path} does not exist; splits are {', '.join(SPLITS)}")
-    return path
+    try:
+        with pq.ParquetFile(path) as file:
+            wanted, found = ({one.name: one.type for one in schema} for schema in (SCHEMA, file.schema_arrow))
+            if wrong := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
+                raise InputError(
+                    f"{path}: columns are missing, unknown or of another type: {', '.join(wrong)}; convert again"
+                )
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: is no whole parquet file ({error}); convert again") from error
 
 
 def read_records(data: Path, split: str) -> Iterator[Record]:
     """Every record of a split, in stored order."""
-    for batch in pq.ParquetFile(_split_file(data, split)).iter_batches(RECORDS_AT_ONCE):
-        yield from to_records(batch)
+    with open_split(data, split) as file:
+        for batch in file.iter_batches(RECORDS_AT_ONCE):
+            yield from to_records(batch)
 
 
 def flatten_dialogues(records: pa.Table, columns: list[str]) -> pa.Table:
@@ -257,7 +274,8 @@ def read_dialogue_table(data: Path, split: str) -> pa.Table:
 
     `boxes` is null unless a text names one as `<box:i>`.
     """
-    table = pq.read_table(_split_file(data, split), columns=["images", "width", "height", "boxes", "dialogues"])
+    with open_split(data, split) as file:
+        table = file.read(columns=["images", "width", "height", "boxes", "dialogues"])
     flat = flatten_dialogues(table, ["images", "width", "height"])
     turns = flat["turns"].combine_chunks()
     texts = pc.list_flatten(turns)
@@ -277,14 +295,19 @@ def image_root_of(data: Path, image_root: str | None) -> Path:
     return root
 
 
+def check_fraction(fraction: float) -> None:
+    """Raise [`InputError`] unless [`carve_val`] can take it."""
+    if not 0 <= fraction < 1:
+        raise InputError(f"--val_fraction {fraction}: must be at least 0 and below 1")
+
+
 def carve_val(records: pa.Table, fraction: float) -> pa.Table:
     """Move `fraction` of the training images to `val`: those with the smallest hash of their names, whole images.
 
     The choice depends on the file names without suffix alone, so that it survives a change of texts, of row order and
     of the image root: the optical twins of radar images are carved alike.
     """
-    if not 0 <= fraction < 1:
-        raise InputError(f"--val_fraction {fraction}: must be at least 0 and below 1")
+    check_fraction(fraction)
     splits = records["split"].to_pylist()
     names = records["images"].to_pylist()
     train = [row for row, split in enumerate(splits) if split == "train"]

@@ -1,8 +1,6 @@
 """An adapter merged into its base model, and the proof that the merged model is the adapted one."""
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from sarlang_sft.inference import Asked, TunedModel, encode, load_tuned
 from sarlang_sft.loading import stored_shapes
 from sarlang_sft.sarlang import VQA_PROMPT
 from sarlang_sft.sarlang_texts import CAPTION_PROMPT
+from sarlang_sft.whole_output import whole_folder
 
 # Largest logit difference that rounding the merged weights may make, as a part of the logits' standard deviation.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2.5e-1}
@@ -86,10 +85,7 @@ def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> Me
             f"--adapter {adapter}: changes no logit of the base; it is untrained or belongs to another model"
         )
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    building.chmod(0o755)
-    try:
+    with whole_folder(out) as building:
         tuned.model.merge_and_unload().save_pretrained(building)
         tuned.processor.save_pretrained(building)
         save_ops(building, tuned.image_ops)
@@ -113,7 +109,4 @@ def merge_adapter(base: str, adapter: str, out: Path, dtype: str = "auto") -> Me
                 f"allowed are {allowed:.3g}; nothing was written. Merge with --dtype float32"
             )
         (building / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-        building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return report

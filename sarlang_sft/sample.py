@@ -12,8 +12,9 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.questions import box_questions, captions, scene_questions
 from sarlang_sft.sarlang_texts import write_texts
 from sarlang_sft.scenes import make_scene, render_optical, render_sar
-from sarlang_sft.whole_output import whole_folder
+from sarlang_sft.whole_output import Own, whole_folder
 
+SAMPLE = Own("truth.json", r"truth\.json|SARimages|RGBimages|Text")
 _CAPTION_FILES = {
     "train": {"concise": "train/Caption_train", "complex": "train/Caption_train"},
     "test": {"concise": "test/Caption_test1", "complex": "test/Caption_test"},
@@ -39,7 +40,7 @@ def write_sample(
         )
     if size < 64 or looks <= 0:
         raise InputError(f"--size {size} must be at least 64 pixels and --looks {looks} above 0")
-    with whole_folder(out, "truth.json") as building:
+    with whole_folder(out, SAMPLE) as building:
         _write(building, images, seed, images - max(1, round(images * test_fraction)), size, looks)
 
 

@@ -1,9 +1,7 @@
 """The published SARLANG-1M release (arXiv 2504.03254) to records: what names and words tell, and converting."""
 
-import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import header_size
 from sarlang_sft.image_lookup import NOT_FOUND, ImageFolder, NoImageError, stem_of
-from sarlang_sft.records import SCHEMA, Rejection, carve_val, file_hash, one_turn_dialogues
+from sarlang_sft.processes import in_processes
+from sarlang_sft.records import SCHEMA, Rejection, carve_val, check_fraction, file_hash, one_turn_dialogues
 from sarlang_sft.sarlang_texts import CAPTION_PROMPT, Part, Row, TextFile, find_text_files, read_rows
 
 VQA_PROMPT = "Question: {question}. Answer the question concisely."
@@ -60,9 +60,11 @@ SOURCE_PATTERNS = [
     (re.compile(r"^(SV|[A-Za-z]+)_", re.IGNORECASE), "OpenEarthMap-SAR"),
 ]
 
+FOLDERS = {"train": ("train",), "test": ("test", "val")}  # SARVQA1_test asks about SARDet-100K's val images
 RESOLUTION_M = {"SpaceNet6": 0.5}  # the other sources mix resolutions
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|<image>")
 _ROWS_AT_ONCE = 1 << 16
+HEADERS_AT_ONCE = 512
 _FLAT = pa.schema(
     [
         ("image", pa.int32()),
@@ -112,6 +114,15 @@ class Prompts(NamedTuple):
     class_prefix: str = "auto"
 
 
+def check_prompts(vqa: str, **captions: str) -> None:
+    """Raise [`InputError`] on prompts that put no question, or break every sample; named as the options are."""
+    if "{question}" not in vqa:
+        raise InputError("--vqa_prompt must hold {question}, the place of the question")
+    for name, prompt in {"vqa": vqa, **captions}.items():
+        if not prompt.strip() or SPECIAL_TOKEN.search(prompt):
+            raise InputError(f"--{name}_prompt {prompt!r}: is empty, or holds a token that chat templates write")
+
+
 class Conversion(NamedTuple):
     """What [`convert`] gives: records as a table of `records.SCHEMA`, a rejection for every row in none of them, and
     the hash of every file read."""
@@ -129,6 +140,7 @@ def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts)
         image_root: Holds the images at any depth; record paths are relative to it.
         val_fraction: Of the training images, carved out as `val`.
     """
+    check_fraction(val_fraction)
     files = [twins[0] for twins in find_text_files(root).values()]
     folder = ImageFolder(image_root)
     kinds = {file.part.kind for file in files}
@@ -137,15 +149,14 @@ def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts)
     rejections: list[Rejection] = []
     batches = []
     for number, file in enumerate(files):
-        rows = tqdm(read_rows(file), desc=file.name(root), unit=" rows")
-        usable = _usable(rows, file.name(root), folder, numbers, rejections)
+        usable = _usable(file, file.name(root), folder, numbers, rejections)
         flat = ((image, number, *_flat_row(row, file.part, prompts, prefixed)) for image, row in usable)
         while chunk := list(islice(flat, _ROWS_AT_ONCE)):
             columns = zip(_FLAT, zip(*chunk, strict=True), strict=True)
             batches.append(pa.record_batch([pa.array(values, field.type) for field, values in columns], _FLAT))
     _say_what_is_missing(rejections, folder.index, numbers)
     images = list(numbers)
-    sizes = read_sizes(image_root, images)
+    sizes = list(in_processes(partial(header_size, image_root), images, None, HEADERS_AT_ONCE, "image headers"))
     table, broken = _without_broken(pa.Table.from_batches(batches, _FLAT), files, root, images, sizes)
     records = _records(table, files, images, sizes)
     inputs = {file.outer(root): file_hash(file.path) for file in files}
@@ -153,13 +164,13 @@ def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts)
 
 
 def _usable(
-    rows: Iterator[Row], name: str, images: ImageFolder, numbers: dict[str, int], rejections: list[Rejection]
+    file: TextFile, name: str, images: ImageFolder, numbers: dict[str, int], rejections: list[Rejection]
 ) -> Iterator[tuple[int, Row]]:
     """Rows with the number of their image, counted in `numbers` by its path; the others go to `rejections`."""
-    for row in rows:
+    for row in tqdm(read_rows(file), desc=name, unit=" rows"):
         problem = row.problem or _problem_in_text(row)
         try:
-            relative = "" if problem else images.locate(row.image)
+            relative = "" if problem else images.locate(row.image, FOLDERS[file.part.split])
         except NoImageError as error:
             problem = str(error)
         if problem:
@@ -171,7 +182,7 @@ def _usable(
 def _say_what_is_missing(rejections: list[Rejection], index: dict[str, list[str]], numbers: dict[str, int]) -> None:
     missing = sorted({stem_of(row.image) for row in rejections if row.reason == NOT_FOUND})
     if missing:
-        print(f"  {len(missing):,} images that texts name were not found (such as {missing[0]})")
+        print(f"  {len(missing):,} images that texts name were not found (such as {missing[0]!r})")
     unnamed = len(index) - len({stem_of(path) for path in numbers})
     if unnamed:
         print(f"  {unnamed:,} images are named by no text")
@@ -199,13 +210,6 @@ def _flat_row(row: Row, part: Part, prompts: Prompts, prefixed: bool) -> tuple[o
         question = f"{POSITION_PREFIX if task == 'positioning' else CLASS_PREFIX} {question}"
     style = others_kind(row.question) if task == "others" else None
     return row.number, part.split, part.kind, task, style, prompts.vqa.replace("{question}", question), row.answer
-
-
-def read_sizes(image_root: Path, images: list[str]) -> list[tuple[int, int] | str]:
-    """[`header_size`] of every image, read by as many processes as there are cores."""
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        sizes = pool.map(partial(header_size, image_root), images, chunksize=512)
-        return list(tqdm(sizes, desc="image headers", unit=" images", total=len(images)))
 
 
 def _without_broken(

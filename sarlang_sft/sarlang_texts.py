@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ _HEADERS = {  # column names of the published CSV files, lower case without spac
     "question": "question",
     "answer": "answer",
 }
+_ROW = re.compile(r"""\s*"?[^",]+\.(png|jpe?g|bmp|tiff?)"?\s*,""", re.IGNORECASE)
 _COLUMNS = {"caption": ("image", "answer"), "vqa1": ("image", "question", "answer")}
 _COLUMNS["vqa2"] = _COLUMNS["vqa1"]
 
@@ -71,7 +73,7 @@ class TextFile:
     @property
     def inner(self) -> Path:
         """The file's own path, inside the archive where it lies in one."""
-        return Path(self.member or self.path)
+        return Path((self.member or str(self.path)).replace("\\", "/"))
 
     def outer(self, root: Path) -> str:
         """The path below `root` of the file, or of the archive it lies in."""
@@ -105,6 +107,8 @@ def find_text_files(root: Path) -> dict[Part, list[TextFile]]:
     """
     if not root.exists():
         raise InputError(f"--root {root}: no such folder")
+    if root.is_file() and root.suffix.lower() != ".zip":
+        raise InputError(f"--root {root}: give the folder of the release, or its Text.zip")
     loose, archives = ([], [root]) if root.is_file() else _walk(root)
     found = _by_part(root, loose)
     packed = [file for archive in archives for file in _in_archive(archive)]
@@ -148,7 +152,7 @@ def _in_archive(path: Path) -> list[TextFile]:
             members = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a whole zip archive ({error}); download it again") from error
-    parts = [(_part_of(Path(member)), member) for member in sorted(members)]
+    parts = [(_part_of(Path(member.replace("\\", "/"))), member) for member in sorted(members)]
     return [TextFile(part, path, member) for part, member in parts if part]
 
 
@@ -174,7 +178,7 @@ def _open(file: TextFile) -> Iterator[TextIO]:
         else:
             with zipfile.ZipFile(file.path) as archive, archive.open(file.member) as packed:
                 yield io.TextIOWrapper(packed, **how)
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # cut off, or encrypted
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # cut off, or encrypted
         raise InputError(f"{file.path}: {file.inner.name} cannot be read ({error}); download it again") from error
 
 
@@ -187,9 +191,9 @@ def read_rows(file: TextFile) -> Iterator[Row]:
     read = _read_json if file.inner.suffix.lower() == ".json" else _read_csv
     with _open(file) as text:
         for row in read(text, file.part.kind):
-            words = f"{row.question or ''}{row.answer}"
+            words = f"{row.image}{row.question or ''}{row.answer}"
             if not row.problem and not words.isascii() and not _is_unicode(words):
-                row = row._replace(question=None, answer="", problem="not UTF-8 text")
+                row = Row(row.number, ascii(row.image)[1:-1], problem="not UTF-8 text")
             yield row
 
 
@@ -245,7 +249,9 @@ def _read_csv(text: TextIO, kind: str) -> Iterator[Row]:
 
 
 def _closes(lines: list[str]) -> bool:
-    """Whether every quote of a row over several lines ends where its cell ends."""
+    """Whether every quote of a row over several lines ends where its cell ends, and no line begins like a row."""
+    if any(_ROW.match(line) for line in lines[1:]):
+        return False
     try:
         list(csv.reader(lines, skipinitialspace=True, strict=True))
     except csv.Error:
@@ -267,7 +273,7 @@ def _read_json(text: TextIO, kind: str) -> Iterator[Row]:
 
 def _json_row(number: int, item: Any, kind: str) -> Row:
     try:
-        image = item["images"][0]
+        image = item["images"] if isinstance(item["images"], str) else item["images"][0]
         asked, answered = item["messages"]
         question, answer = asked["content"].replace("<image>", "").strip(), answered["content"].strip()
         roles = (asked["role"], answered["role"])
@@ -312,11 +318,16 @@ def _digests(file: TextFile) -> np.ndarray:
     """(N,) int64, one for every row."""
     return np.fromiter(
         (
-            hash((file.inner.suffix, row.number) if row.problem else (stem_of(row.image), row.question, row.answer))
+            hash((file.inner.suffix, row.number) if row.problem else (stem_of(row.image), *_words(row)))
             for row in read_rows(file)
         ),
         dtype=np.int64,
     )
+
+
+def _words(row: Row) -> tuple[str, ...]:
+    """Question and answer without what makes no difference: the kind of white space."""
+    return " ".join((row.question or "").split()), " ".join(row.answer.split())
 
 
 def write_texts(folder: Path, stem: str, rows: list[tuple[str, str | None, str]]) -> None:

@@ -4,7 +4,6 @@ Images are examined one by one in several processes; the parquet files are read 
 grows with the number of images and with the bytes of the dialogues' ids alone.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sarlang_sft.backbone_fit import Sight, shape_problem
+from sarlang_sft.boxes import box_problem
 from sarlang_sft.errors import InputError
 from sarlang_sft.findings import Finding
 from sarlang_sft.image_checks import ImageFacts
-from sarlang_sft.records import SCHEMA, SPLITS, TASKS, read_manifest
+from sarlang_sft.records import RECORDS_AT_ONCE, SCHEMA, SPLITS, TASKS, open_split, read_manifest
 from sarlang_sft.scoring.predictions import CAPTION_TASK
 from sarlang_sft.text_checks import boxes_not_there, gives_away, same_answer, same_question, text_problems
 
-RECORDS_AT_ONCE = 1024
-BOX_TOLERANCE = 1.0  # pixels: stored boxes are rounded
 TOKEN_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
 
 
@@ -75,19 +72,8 @@ def _counted(found: Any, name: str, depth: int) -> bool:
 
 
 def _batches(data: Path, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    path = data / f"{split}.parquet"
-    if not path.is_file():
-        raise InputError(f"--data {data}: {path.name} is missing; convert again")
-    try:
-        with pq.ParquetFile(path) as file:
-            wanted, found = ({one.name: one.type for one in schema} for schema in (SCHEMA, file.schema_arrow))
-            if wrong := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
-                raise InputError(
-                    f"{path}: columns are missing, unknown or of another type: {', '.join(wrong)}; convert again"
-                )
-            yield from file.iter_batches(RECORDS_AT_ONCE, columns=list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: is no whole parquet file ({error}); convert again") from error
+    with open_split(data, split) as file:
+        yield from file.iter_batches(RECORDS_AT_ONCE, columns=list(columns))
 
 
 def _rows(data: Path, split: str, batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -230,23 +216,6 @@ def _record_problems(batch: Batch, seen: set[tuple[str, ...]]) -> Iterator[tuple
         for place, box in enumerate(row["boxes"]):
             if problem := box_problem(box["points"], row["width"] or 0, row["height"] or 0):
                 yield number, (problem, f"box {place} `{box['label']}` {box['points']}")
-
-
-def box_problem(points: list[float] | None, width: int, height: int) -> str | None:
-    """The kind of finding about a box, `x y w h` or four corners, in an image of this size in pixels, or None."""
-    if points is None or len(points) not in (4, 8) or not all(p is not None and math.isfinite(p) for p in points):
-        return "unusable_box"
-    if len(points) == 4:
-        x, y, across, down = points
-        columns, rows = [x, x + across], [y, y + down]
-        area = across * down if across > 0 and down > 0 else 0.0
-    else:
-        columns, rows = points[::2], points[1::2]
-        area = abs(sum(columns[i - 1] * rows[i] - columns[i] * rows[i - 1] for i in range(4))) / 2  # shoelace formula
-    if area <= 0 or max(columns) <= 0 or max(rows) <= 0 or min(columns) >= width or min(rows) >= height:
-        return "unusable_box"
-    beyond = max(-min(columns), -min(rows), max(columns) - width, max(rows) - height)
-    return "box_outside" if beyond > BOX_TOLERANCE else None
 
 
 def _dialogue_problems(

@@ -3,13 +3,14 @@
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from sarlang_sft.errors import InputError
 
@@ -20,25 +21,47 @@ class CannotWriteError(InputError):
     """The disk is full, or the place not writable."""
 
 
+class Own(NamedTuple):
+    """What tells an earlier result in a folder: the file `marker`, and `names`, a pattern of everything it holds."""
+
+    marker: str
+    names: str
+
+
+def check_replaceable(out: Path, own: Own | None = None, option: str = "--out") -> None:
+    """Raise what [`whole_folder`] would raise of `out`, before the work of filling it."""
+    try:
+        if out.is_file():
+            raise InputError(f"{option} {out}: is a file; give the name of a folder")
+        if os.path.ismount(out) or out.resolve() == Path.cwd():
+            raise InputError(f"{option} {out}: cannot be replaced as a whole; name a folder inside it")
+        held = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    except OSError as error:
+        raise CannotWriteError(f"{option} {out}: cannot be used ({error})") from error
+    if held and not (own and own.marker in held):
+        why = f"holds other things (no {own.marker})" if own else "is not empty"
+        raise InputError(f"{option} {out}: exists and {why}; choose another")
+    foreign = [name for name in held if own and not re.fullmatch(own.names, name)]
+    if foreign:
+        raise InputError(f"{option} {out}: also holds {foreign[0]!r}, which would be deleted; move it elsewhere")
+
+
 @contextmanager
-def whole_folder(out: Path, marker: str | None = None, option: str = "--out") -> Iterator[Path]:
+def whole_folder(out: Path, own: Own | None = None, option: str = "--out") -> Iterator[Path]:
     """A folder to fill, which takes the place of `out` when the block ends well.
 
     Until then, and after an error, a full disk or a kill, `out` is what it was before.
 
     Args:
-        marker: A file that tells an earlier result, which is replaced; without one, `out` must be new or empty.
+        own: Tells an earlier result, which is replaced; without it, `out` must be new or empty.
         option: Names `out` in messages.
 
     Raises:
-        InputError: `out` is a file, or holds something else.
+        InputError: `out` is a file, a mount point, the working folder, or holds something else.
         CannotWriteError: A file in it cannot be written.
     """
-    if out.is_file():
-        raise InputError(f"{option} {out}: is a file; give the name of a folder")
-    if out.exists() and any(out.iterdir()) and not (marker and (out / marker).is_file()):
-        why = f"holds other things (no {marker})" if marker else "is not empty"
-        raise InputError(f"{option} {out}: exists and {why}; choose another")
+    check_replaceable(out, own, option)
+    out = out.resolve()  # what a link points to is replaced, not the link
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -52,6 +75,12 @@ def whole_folder(out: Path, marker: str | None = None, option: str = "--out") ->
         raise CannotWriteError(f"{out}: cannot be written ({error}); what was there is unchanged") from error
 
 
+def check_file(path: Path) -> None:
+    """Raise what [`whole_file`] would raise of `path`, before the work of filling it."""
+    if path.is_dir():
+        raise InputError(f"--out {path}: is a folder; give the name of a file")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` when the block ends well, as [`whole_folder`] does.
@@ -59,8 +88,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     One process may write a path at a time.
 
     Raises:
+        InputError: `path` is a folder.
         CannotWriteError: It cannot be written.
     """
+    check_file(path)
+    path = path.resolve()  # what a link points to is replaced, not the link
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -146,6 +146,28 @@ def test_colour_of_16_bit_and_palettes_in_tiffs_are_told(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+def test_colours_that_differ_in_one_band_are_no_copies(tmp_path: Path) -> None:
+    colour = np.stack([noise(band) for band in range(3)], axis=-1)
+    digests = set()
+    for band in range(4):
+        other = colour.copy()
+        other[0, 0, min(band, 2)] ^= 255 * (band < 3)
+        Image.fromarray(other).save(tmp_path / f"{band}.png")
+        digests.add(examine_image(tmp_path, LARGEST_MB, f"{band}.png").digest)
+    assert len(digests) == 4
+
+
+def test_whole_complex_numbers_are_read_and_huge_blocks_are_not(tmp_path: Path) -> None:
+    shape = {"driver": "GTiff", "width": 40, "height": 32, "count": 1}
+    with rasterio.open(tmp_path / "complex.tif", "w", dtype="complex_int16", **shape) as file:
+        file.write((noise(1) + 1j * noise(2)).astype(np.complex64), 1)
+    assert examine_image(tmp_path, LARGEST_MB, "complex.tif").pixels == "complex_int16"
+    blocks = {"tiled": True, "blockxsize": 4096, "blockysize": 4096, "compress": "deflate"}
+    with rasterio.open(tmp_path / "block.tif", "w", dtype="uint8", **shape, **blocks) as file:
+        file.write(noise(1), 1)
+    assert examine_image(tmp_path, LARGEST_MB, "block.tif").problem[0] == "huge_image"
+
+
 def test_findings_are_the_same_in_any_number_of_processes(tmp_path: Path) -> None:
     folder = Folder(tmp_path, 2, None)
     folder.path.unlink()
@@ -163,7 +185,7 @@ def die(*_: object) -> None:
 
 def test_a_killed_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_checks, "examine_image", die)
-    with pytest.raises(InputError, match="one was killed"):
+    with pytest.raises(InputError, match="a worker process was killed"):
         list(examine_images(tmp_path, ["a.png", "b.png"], LARGEST_MB, 2))
 
 

@@ -21,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from sarlang_sft import sarlang_counts
 from sarlang_sft.errors import InputError
-from sarlang_sft.image_lookup import stem_of
+from sarlang_sft.image_lookup import ImageFolder, NoImageError, stem_of
 from sarlang_sft.records import count_dialogues, read_manifest, read_records, to_records, write_data_folder
-from sarlang_sft.sarlang import Prompts, convert
-from sarlang_sft.sarlang_counts import PUBLISHED, count_beside_published
+from sarlang_sft.sarlang import CLASS_PREFIX, POSITION_PREFIX, Prompts, convert
+from sarlang_sft.sarlang_counts import PUBLISHED, Published, compare_with_published, count_beside_published
 from sarlang_sft.sarlang_texts import PARTS, Row, TextFile, find_text_files, read_rows, write_texts
 
 VQA = PARTS["sarvqa1train"]
@@ -190,7 +191,7 @@ def test_links_out_of_the_root_are_refused_or_left_aside(sample: Path, tmp_path:
     write_texts(root, "SARVQA1_train", [("SIM_000000.png", "Is there a ship?", "Yes.")])
     (root / "SARimages").symlink_to(sample / "SARimages")
     output = run_script("data_prep/convert_sarlang.py", "--root", root, "--out", tmp_path / "data", code=2)
-    assert "SARimages: a link to a folder, not followed" in output and "path leaves the image root" in output
+    assert "SARimages': a link to a folder, not followed" in output and "path leaves the image root" in output
 
 
 def test_broken_huge_and_elongated_images_are_rejected_by_their_header(tmp_path: Path) -> None:
@@ -251,9 +252,69 @@ def test_counts_stand_beside_the_published_ones(tmp_path: Path) -> None:
     output = run_script(*words)
     assert "questions, train                  955,372          3    -955,369" in output
     assert (
-        "1 images that texts name were not found (such as 7)" in output and "1 images are named by no text" in output
+        "1 images that texts name were not found (such as '7')" in output and "1 images are named by no text" in output
     )
     assert sum(one.number for one in PUBLISHED if one.where.keys() == {"task"}) + 45_650 == PUBLISHED[0].number
+
+
+def test_strict_lets_pass_what_only_our_rules_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Image.new("L", (32, 32)).save(tmp_path / "0000001.png")
+    write_texts(tmp_path, "SARVQA1_train", [("0000001.png", "Is there a ship?", "Yes.")])
+    records = convert(tmp_path, tmp_path, 0, Prompts()).records
+    of_files, by_rule = Published("texts", 1, {}), Published("ships", 7, {"task": "counting"}, by_rule=True)
+    monkeypatch.setattr(sarlang_counts, "PUBLISHED", [of_files, by_rule])
+    compare_with_published(records, strict=True)
+    monkeypatch.setattr(sarlang_counts, "PUBLISHED", [of_files._replace(number=2), by_rule])
+    with pytest.raises(InputError, match=r"texts -1; nothing was written"):
+        compare_with_published(records, strict=True)
+
+
+def test_test_captions_have_the_style_of_their_file_and_each_style_its_prompt(tmp_path: Path) -> None:
+    Image.new("L", (32, 32)).save(tmp_path / "0000001.png")
+    long = "The image shows a port. Ships lie at two piers."
+    for name in ("Caption_train", "Caption_test", "Caption_test1"):
+        write_texts(tmp_path, name, [("0000001.png", None, "A port."), ("0000001.png", None, long)])
+    records = convert(tmp_path, tmp_path, 0, Prompts("Short:", "Long:")).records
+    found = {
+        record.split: [(d.style, d.turns[0].question) for d in record.dialogues] for record in to_records(records)
+    }
+    assert found == {
+        "train": [("concise", "Short:"), ("complex", "Long:")],
+        "test": [("complex", "Long:")] * 2 + [("concise", "Short:")] * 2,
+    }
+
+
+def test_a_class_list_that_is_there_already_is_not_put_twice_and_does_not_hide_the_task(tmp_path: Path) -> None:
+    Image.new("L", (32, 32)).save(tmp_path / "0000001.png")
+    questions = [f"{POSITION_PREFIX} Where are most ships?", f"{CLASS_PREFIX} How many ships?", "How many ships?"]
+    write_texts(tmp_path, "SARVQA1_train", [("0000001.png", question, "2.") for question in questions])
+    prompts = Prompts(vqa="{question}", class_prefix="always")
+    [record] = to_records(convert(tmp_path, tmp_path, 0, prompts).records)
+    assert [(d.task, d.turns[0].question) for d in record.dialogues] == [
+        ("positioning", questions[0]), ("counting", questions[1]), ("counting", questions[1]),
+    ]  # fmt: skip
+
+
+def test_an_absolute_path_below_the_root_is_that_file(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/a/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32)).save(tmp_path / name)
+    folder = ImageFolder(tmp_path)
+    assert [folder.locate(f"{tmp_path}/{name}") for name in ("a/1.png", "b/a/1.png")] == ["a/1.png", "b/a/1.png"]
+    assert folder.locate("C:\\them\\b\\a\\1.jpg") == "b/a/1.png"
+    with pytest.raises(NoImageError, match="several images of this name"):
+        folder.locate("a/1.tif")
+
+
+def test_a_linked_folder_is_replaced_where_it_lies_and_others_may_read_it(sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk/data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk/data")
+    for fraction in (0.1, 0.5):
+        write_data_folder(tmp_path / "link", convert(sample, sample, fraction, Prompts()).records, [], tmp_path, {})
+    assert (tmp_path / "link").is_symlink() and len(list(read_records(tmp_path / "disk/data", "val"))) == 16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
+    assert (tmp_path / "disk/data").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_full_disk_leaves_the_old_folder_and_is_named(sample: Path, tmp_path: Path) -> None:
@@ -281,16 +342,18 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(sample: Path, tmp
     expected = [count_dialogues(table) for table in tables]
     out = tmp_path / "data"
     write_data_folder(out, tables[0], [], tmp_path, {})
-    rng, found = random.Random(0), []
+    rng = random.Random(0)
     for _ in range(20):
         process = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(out, tables))
         process.start()
-        time.sleep(rng.uniform(0.01, 0.06))
+        before, deadline = (out / "manifest.json").stat().st_mtime_ns, time.monotonic() + 60
+        while (out / "manifest.json").stat().st_mtime_ns == before and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
         os.kill(process.pid, 9)
         process.join()
+        assert (out / "manifest.json").stat().st_mtime_ns != before, "it was replaced at least once"
         counts = read_manifest(out)["counts"]
         assert counts in expected
         rows = [len(record.dialogues) for split in ("train", "val", "test") for record in read_records(out, split)]
         assert sum(rows) == read_manifest(out)["accepted"]
-        found.append(expected.index(counts))
-    assert set(found) == {0, 1}, "the kills came before and after a replacement"

@@ -96,7 +96,7 @@ def test_what_scripts_and_people_are_told(
     out = tmp_path / "findings.jsonl"
 
     def validate(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["validate.py", "--processes", "1", "--out", *map(str, (out, *words))])
+        monkeypatch.setattr(sys, "argv", ["validate.py", "--workers", "1", "--out", *map(str, (out, *words))])
         return main(), capsys.readouterr().out
 
     code, output = validate("--data", data, "--model", tinies["qwen2_5_vl"])
@@ -151,13 +151,13 @@ def change_manifest(text: str) -> Callable[[Path], object]:
     [
         (torn, "test.parquet: is no whole parquet file"),
         (rotten, "test.parquet: is no whole parquet file"),
-        (lambda data: (data / "train.parquet").unlink(), "train.parquet is missing"),
+        (lambda data: (data / "train.parquet").unlink(), "train.parquet does not exist"),
         (other_columns, "another type: boxes"),
         (more_columns, "another type: mine"),
         (lambda data: (data / "manifest.json").unlink(), "manifest.json is missing"),
         (change_manifest("[1"), "no valid JSON"),
-        (change_manifest("[]"), "no `read`"),
-        (change_manifest('{"read": 3, "accepted": "3"}'), "no `accepted`"),
+        (change_manifest("[]"), "no `image_root`"),
+        (change_manifest('{"read": 3, "accepted": "3", "image_root": "."}'), "no `accepted`"),
         (
             change_manifest('{"read": 3, "accepted": 3, "rejected": {"a": "b"}, "counts": {}, "image_root": "."}'),
             "no `rejected`",

@@ -17,10 +17,14 @@ from sarlang_sft.formats.files import ROWS_AT_ONCE
 from sarlang_sft.formats.rows import Sample
 from sarlang_sft.formats.table import FORMATS, Format
 from sarlang_sft.image_files import path_inside
-from sarlang_sft.records import Record, read_manifest, read_records
-from sarlang_sft.whole_output import whole_folder
+from sarlang_sft.records import Record, open_split, read_records
+from sarlang_sft.whole_output import Own, whole_folder
 
 MANIFEST = "export.json"
+EXPORT = Own(
+    MANIFEST,
+    r"export\.json|dataset_info\.json|(train|val|test)(_text)?\.(jsonl?|parquet)|(train|val|test)-\d{6,}\.tar",
+)
 
 
 def export(
@@ -42,18 +46,17 @@ def export(
     """
     if shard_size < 1:
         raise InputError(f"--shard_size {shard_size}: must be at least 1")
-    read_manifest(data)
     target = FORMATS[name]
     absolute = (image_paths or target.image_paths) == "absolute"
     counts = {"written": Counter(), "left_out": Counter(), "changed": Counter()}
-    with whole_folder(out, MANIFEST) as building:
-        for split in splits:
-            path = data / f"{split}.parquet"
-            total = pq.read_metadata(path).num_rows
+    with whole_folder(out, EXPORT) as building:
+        for split in dict.fromkeys(splits):
+            with open_split(data, split) as file:
+                total, boxed = file.metadata.num_rows, _names_a_box(file)
             if not total:
                 continue
             records = tqdm(read_records(data, split), total=total, desc=split, unit=" records")
-            samples = _samples(records, target, image_root.resolve(), absolute, _names_a_box(path), counts)
+            samples = _samples(records, target, image_root.resolve(), absolute, boxed, counts)
             target.write(building, split, samples, image_root, shard_size)
         if not counts["written"]:
             reasons = ", ".join(counts["left_out"]) or "the splits are empty"
@@ -107,9 +110,9 @@ def _is_image(image_root: Path, image: str) -> bool:
         return False
 
 
-def _names_a_box(path: Path) -> bool:
+def _names_a_box(file: pq.ParquetFile) -> bool:
     """Whether any text of the split names one as `<box:i>`."""
-    for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE, columns=["dialogues"]):
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=["dialogues"]):
         turns = pc.list_flatten(pc.struct_field(pc.list_flatten(batch["dialogues"]), "turns"))
         for name in ("question", "answer"):
             if pc.any(pc.match_substring(pc.struct_field(turns, name), "<box:")).as_py():

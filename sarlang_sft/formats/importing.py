@@ -12,10 +12,12 @@ from tqdm import tqdm
 from sarlang_sft.boxes import PLACEHOLDER
 from sarlang_sft.class_folders import SPLIT_NAMES
 from sarlang_sft.errors import InputError
+from sarlang_sft.formats.exporting import MANIFEST
 from sarlang_sft.formats.rows import BadRow, Row, read_own
 from sarlang_sft.formats.table import FORMATS, Format
 from sarlang_sft.image_lookup import ImageFolder, NoImageError
 from sarlang_sft.records import (
+    DATA_FOLDER,
     Box,
     Dialogue,
     Record,
@@ -27,9 +29,9 @@ from sarlang_sft.records import (
     write_data_folder,
 )
 from sarlang_sft.sarlang import RESOLUTION_M, SPECIAL_TOKEN, source_of, style_of, task_of
-from sarlang_sft.whole_output import whole_folder
+from sarlang_sft.whole_output import check_replaceable, whole_folder
 
-NOT_ROWS = ("dataset_info.json", "export.json")
+NOT_ROWS = ("dataset_info.json", MANIFEST)
 DESCRIPTION = re.compile(r"^\W*(please\s+)?(describe|caption)\b|\b(caption|description) (of|for)\b", re.IGNORECASE)
 _SHOWN = 200  # characters of an image's name in a rejection; some files hold whole images there
 
@@ -48,6 +50,10 @@ def import_folder(
     """
     if FORMATS[name].brings_images:
         image_root = image_root or out.parent / f"{out.name}_images"
+        inner, outer = out.resolve(), image_root.resolve()
+        if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+            raise InputError(f"--image_root {image_root}: must lie beside --out {out}, not in it or around it")
+        check_replaceable(out, DATA_FOLDER)
         with whole_folder(image_root, option="--image_root") as building:
             records, rejections, inputs, left_out = import_rows(source, name, building, split, val_fraction)
             return write_data_folder(out, records, rejections, image_root, inputs), left_out
@@ -67,9 +73,10 @@ def import_rows(
 ) -> tuple[pa.Table, list[Rejection], dict[str, str], Counter]:
     """Read files of a format of `FORMATS` into records, one per image with all its dialogues.
 
-    A row of our own export becomes what it was; if its text was edited since, the edited text counts. Of a row by
-    others the task is guessed from the question, the image size read from the header, and the split taken from the
-    file's name if that holds one, else from `split`; unless a split is stated as `val`, a part of `train` becomes it.
+    A row of our own export becomes what it was; if its text was edited since, or it was moved to the file of another
+    split, that counts. Of a row by others the task is guessed from the question, the image size read from the header,
+    and the split taken from the file's name if that holds one, else from `split`; unless a split is stated as `val`, a
+    part of `train` becomes it.
 
     Args:
         source: A file, or a folder with any number of them.
@@ -98,11 +105,11 @@ def import_rows(
                 if row.problem:
                     raise BadRow(row.problem)
                 if row.own is not None:
-                    record, dialogue = _own_record(row, images)
-                    key = repr(record)
+                    record, dialogue = _own_record(row, images, of_file)
+                    key = repr((record, row.own.get("record")))
                 else:
                     record, dialogue = _other_record(row, images, of_file or split, f"{file}:{row.number}", name)
-                    key = f"{record.split} {record.images}"
+                    key = f"{record.split} {record.images or dialogue.id}"
                 record = records.get(key, record)
                 boxes = list(record.boxes)
                 dialogue = replace(dialogue, turns=_turns(row, dialogue.turns, record, boxes, origin))
@@ -143,8 +150,10 @@ def _split_of(file: str) -> str | None:
     return SPLIT_NAMES[words[-1]] if words else None
 
 
-def _own_record(row: Row, images: ImageFolder) -> tuple[Record, Dialogue]:
+def _own_record(row: Row, images: ImageFolder, split: str | None) -> tuple[Record, Dialogue]:
+    """As it was exported; in the split that its file states now, if it does."""
     record, dialogue = read_own(row.own)
+    record = replace(record, split=split or record.split)
     named = [name.replace("\\", "/") for name in row.images]
     if len(named) != len(record.images) or not all(map(str.endswith, named, record.images)):
         raise BadRow("images differ from those in the extra keys")

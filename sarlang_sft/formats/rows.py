@@ -71,6 +71,8 @@ class Row:
 def own_text(record: Record, dialogue: Dialogue) -> str:
     """JSON text of what `read_own` makes the record and its dialogue of again; turns only if they name a box."""
     values = {**vars(record), **vars(dialogue), "dialogues": None}
+    if not record.images:  # which otherwise tell what belongs together
+        values["record"] = record.dialogues[0].id
     if not any(PLACEHOLDER.search(turn.question + turn.answer) for turn in dialogue.turns):
         del values["turns"]
     stated = {key: value for key, value in values.items() if value not in (None, [])}

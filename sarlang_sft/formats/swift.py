@@ -57,6 +57,8 @@ def add_objects(row: Row, item: dict[str, Any]) -> Row:
     if not objects or row.problem:
         return row
     try:
+        if any(objects.get("image_id") or []):  # boxes of our records lie in the first image
+            return replace(row, problem="box of another image than the first")
         labels = objects.get("ref") or []
         corners = objects.get("bbox") or []
         labels = [*labels, *[""] * (len(corners) - len(labels))]

@@ -40,19 +40,22 @@ def write_shards(folder: Path, split: str, samples: Iterable[Sample], image_root
         with tarfile.open(folder / f"{split}-{shard:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for number, sample in enumerate(batch, shard * shard_size):
                 text = json.dumps(asdict(sample.record), ensure_ascii=False).encode()
-                _add(tar, f"{number:09d}.json", BytesIO(text), len(text))
+                _add(tar, f"{number:09d}.json", text)
                 several = len(sample.record.images) > 1
                 for place, name in enumerate(sample.record.images):
                     path = image_root / name
                     suffix = f"{place}{path.suffix}" if several else path.suffix[1:]
-                    with open(path, "rb") as file:
-                        _add(tar, f"{number:09d}.{suffix.lower()}", file, path.stat().st_size)
+                    try:
+                        content = path.read_bytes()
+                    except OSError as error:
+                        raise InputError(f"{path}: cannot be read ({error})") from error
+                    _add(tar, f"{number:09d}.{suffix.lower()}", content)
 
 
-def _add(tar: tarfile.TarFile, name: str, file: Any, size: int) -> None:
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # no time, owner or rights of this machine
-    member.size = size
-    tar.addfile(member, file)
+    member.size = len(content)
+    tar.addfile(member, BytesIO(content))
 
 
 @dataclass
@@ -112,9 +115,9 @@ def _read_parts(path: Path, incoming: Path) -> Iterator[_Parts | Row]:
                 else:
                     parts.left_out.append(f"{ending} file of a shard")
                 tar.members = []  # or all headers of the shard stay in memory
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError):
         key = [parts.key] if parts else []  # given up: what is there of it may be torn
-        yield Row(0, key, problem=f"shard is broken from here on ({type(error).__name__})")
+        yield Row(0, key, problem="shard is broken from here on")
         return
     if parts:
         yield parts
@@ -163,7 +166,7 @@ def _rows(parts: _Parts, image_root: Path) -> Iterator[Row]:
     for dialogue in dialogues:
         try:
             turns = [Turn(turn["question"], turn["answer"]) for turn in dialogue["turns"]]
-            yield Row(0, names, turns, own=document | dialogue)
+            yield Row(0, names, turns, own=document | dialogue | {"record": parts.key})
         except (KeyError, TypeError):
             yield Row(0, names, problem="wrong columns")
 

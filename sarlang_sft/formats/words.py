@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sarlang_sft.boxes import PIXELS, PLACEHOLDER, Frame, write_boxes
+from sarlang_sft.boxes import PIXELS, PLACEHOLDER, Frame, corners, write_boxes
 from sarlang_sft.formats.rows import IMAGE, Row
 from sarlang_sft.records import Box, Record, Turn
 
@@ -63,10 +63,7 @@ def named_boxes(text: str, record: Record) -> list[Box]:
 
 def upright(box: Box) -> list[float]:
     """`left top right bottom` of the smallest upright box around `box`, in pixels."""
-    if len(box.points) == 4:
-        x, y, width, height = box.points
-        return [x, y, x + width, y + height]
-    columns, rows = box.points[::2], box.points[1::2]
+    columns, rows = zip(*corners(box.points), strict=True)
     return [min(columns), min(rows), max(columns), max(rows)]
 
 
