@@ -238,7 +238,7 @@ def _read_csv(text: TextIO, kind: str) -> Iterator[Row]:
             columns = header
             continue
         number += 1
-        if len(taken) > 1 and not _closes(taken):  # such a quote costs its own line alone
+        if (len(taken) > 1 or taken[0].count('"') % 2) and not _closes(taken):  # such a quote costs its own line alone
             lines.put_back(taken[1:])
             yield Row(number, taken[0].split(",")[0].strip(), problem="unbalanced quote")
         elif len(cells) == len(columns):
@@ -249,7 +249,7 @@ def _read_csv(text: TextIO, kind: str) -> Iterator[Row]:
 
 
 def _closes(lines: list[str]) -> bool:
-    """Whether every quote of a row over several lines ends where its cell ends, and no line begins like a row."""
+    """Whether every quote of a row ends where its cell ends, and no line of it but the first begins like a row."""
     if any(_ROW.match(line) for line in lines[1:]):
         return False
     try:

@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 
 from sarlang_sft.backbones import BACKBONES, Backbone
 from sarlang_sft.box_texts import frame_of, write_table
-from sarlang_sft.boxes import FRACTIONS, PIXELS, QWEN2_VL, THOUSANDTHS, Frame, write_boxes
+from sarlang_sft.boxes import FRACTIONS, PIXELS, QWEN2_VL, THOUSANDTHS, Frame, box_problem, write_boxes
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_picture
@@ -183,3 +183,12 @@ def test_answers_with_boxes_come_back_in_stored_pixels(
     assert "boxes" not in rows["d1#0"] and "boxes" not in rows["d3#0"]
     [box] = rows["d0#0"]["boxes"]
     assert np.allclose(box, [80, 20, 40, 30], atol=1.0) and rows["d0#0"]["label"] == "<box:0>"
+
+
+def test_stored_boxes_may_reach_a_pixel_beyond_their_image() -> None:
+    assert [box_problem([-by, 2, 10, 10 + by], 40, 30) for by in (0.5, 1.0, 1.5)] == [None, None, "box_outside"]
+    assert box_problem([31, 2, 10, 10], 40, 30) is None and box_problem([31.5, 2, 10, 10], 40, 30) == "box_outside"
+    for unusable in ([5, 5, -2, -2], [5, 5, 0, 3], [40, 5, 3, 3], [1, 2, 3], [1, 2, float("nan"), 3], None):
+        assert box_problem(unusable, 40, 30) == "unusable_box"
+    assert box_problem([5, 5, 9, 5, 9, 9, 5, 9], 40, 30) is None
+    assert box_problem([5, 5, 9, 9, 13, 13, 5, 5], 40, 30) == "unusable_box"

@@ -106,3 +106,8 @@ def test_looks_need_one_whole_window() -> None:
     assert estimate_looks(count_looks(small, everywhere(small))) is None
     constant = np.ones((20, 20))
     assert estimate_looks(count_looks(constant, everywhere(constant))) is None
+
+
+def test_looks_are_never_below_one() -> None:
+    texture = speckled(np.ones((80, 80)), 1) * np.random.default_rng(1).gamma(0.3, 1 / 0.3, (80, 80))
+    assert estimate_looks(count_looks(texture, np.ones(texture.shape, bool))) == 1

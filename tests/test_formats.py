@@ -1,4 +1,5 @@
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.formats.exporting import export
+from sarlang_sft.formats.importing import import_folder
 from sarlang_sft.formats.rows import OWN
 from sarlang_sft.formats.table import FORMATS
 from sarlang_sft.records import (
@@ -216,3 +218,49 @@ def test_from_the_command_line(data: Path, sample: Path, tmp_path: Path) -> None
     assert "invalid choice" in told
     told = run_script("data_prep/import_records.py", *words[:-1], "/nowhere", "--out", tmp_path / "x", code=2)
     assert "--image_root /nowhere: no such folder" in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("name", ["swift", "webdataset"])
+def test_records_without_image_stay_apart(name: str, pictures: Path, tmp_path: Path) -> None:
+    records = [
+        Record([], 0, 0, "made", "train", dialogues=[Dialogue(f"{number}:{turn}", "b", "others", [Turn("Q", "A")])
+                                                     for turn in range(number)])
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    there(name, records, pictures, tmp_path)
+    assert (
+        back(name, tmp_path / "out", tmp_path / "root" if name == "webdataset" else pictures, tmp_path)[0] == records
+    )
+
+
+def test_rows_moved_to_the_file_of_another_split_belong_to_it(data: Path, sample: Path, tmp_path: Path) -> None:
+    export(data, "swift", tmp_path / "out", sample, ["train", "train"], None, 9)
+    lines = (tmp_path / "out/train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out/train.jsonl").write_text("".join(lines[100:]))
+    (tmp_path / "out/val.jsonl").write_text("".join(lines[:100]))
+    manifest, _ = import_folder(tmp_path / "out", "swift", tmp_path / "back", sample, "train", 0)
+    counts = {split: sum(tasks["vqa1"].values()) for split, tasks in manifest["counts"].items() if tasks}
+    rows = [json.loads(json.loads(line)["sarlang_sft"])["subset"] for line in lines]
+    assert counts == {"train": rows[100:].count("vqa1"), "val": rows[:100].count("vqa1")}
+
+
+def test_shards_are_never_unpacked_over_the_data_folder(data: Path, sample: Path, tmp_path: Path) -> None:
+    export(data, "webdataset", tmp_path / "out", sample, ["test"], None, 9)
+    for out, root in (("a", "a"), ("c/data", "c"), ("d", "d/images")):
+        with pytest.raises(InputError, match="must lie beside --out"):
+            import_folder(tmp_path / "out", "webdataset", tmp_path / out, tmp_path / root, "train", 0)
+    import_folder(tmp_path / "out", "webdataset", tmp_path / "e", None, "train", 0)
+    assert (tmp_path / "e/manifest.json").is_file() and (tmp_path / "e_images").is_dir()
+
+
+def test_torn_data_folders_are_named(data: Path, sample: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "torn")
+    content = (data / "train.parquet").read_bytes()
+    for broken in (content[:3000], b"", content.replace(b"dialogues", b"dialoguez")):
+        (tmp_path / "torn/train.parquet").write_bytes(broken)
+        with pytest.raises(InputError, match=r"train\.parquet: .* convert again"):
+            export(tmp_path / "torn", "swift", tmp_path / "out", sample, ["train"], None, 9)
+    for broken in ("[]", "{}", '{"image_root": 3}'):
+        (tmp_path / "torn/manifest.json").write_text(broken)
+        with pytest.raises(InputError, match="has no `image_root`"):
+            export(tmp_path / "torn", "swift", tmp_path / "out", sample, ["train"], None, 9)

@@ -249,3 +249,18 @@ def test_extra_keys_of_the_wrong_type_are_rejected(pictures: Path, tmp_path: Pat
     check()
     records, rejections, _, _ = imported(theirs(tmp_path / "twice.json", rows * 2), "llava", pictures, "train", 0)
     assert [row.reason for row in rejections] == ["id used twice"] * 2 and len(records[0].dialogues) == 2
+
+
+def test_boxes_of_another_image_are_no_boxes_of_the_first(pictures: Path, tmp_path: Path) -> None:
+    objects = {"ref": ["ship"], "bbox": [[10, 10, 30, 30]]}
+    row = {"messages": said("<image><image>Find it.", "<bbox>"), "images": ["a/1.png", "b/1.png"]}
+    rows = [row | {"objects": objects | {"image_id": [number]}} for number in (0, 1)]
+    records, rejections, _, _ = imported(theirs(tmp_path / "a.jsonl", rows), "swift", pictures, "train", 0)
+    assert [record.boxes for record in records] == [[Box("ship", [10, 10, 20, 20])]]
+    assert [row.reason for row in rejections] == ["box of another image than the first"]
+
+
+def test_texts_without_image_are_records_of_their_own(pictures: Path, tmp_path: Path) -> None:
+    rows = [{"messages": said(f"What is {number}?", "A number.")} for number in range(5)]
+    records, *_ = imported(theirs(tmp_path / "a.jsonl", rows), "llamafactory", pictures, "train", 0)
+    assert [len(record.dialogues) for record in records] == [1] * 5

@@ -1,20 +1,11 @@
-import fcntl
-import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from conftest import ROOT, run_script
 from PIL import Image
+from radar_scenes import read_lines, scene, write_tif
 
 from sarlang_sft import preprocessing
 from sarlang_sft.errors import InputError
@@ -22,41 +13,11 @@ from sarlang_sft.preprocessing import Area, Chain, preprocess, tile_areas
 from sarlang_sft.preprocessing_run import preprocess_folder
 from sarlang_sft.radar_files import RadarImage, find_images
 
-SCRIPT = "data_prep/preprocess_sar.py"
-
-
-def write_tif(path: Path, bands: np.ndarray, names: list[str] | None = None, **options: object) -> Path:
-    """A GeoTIFF of bands (C, H, W) or of one band (H, W)."""
-    bands = bands[None] if bands.ndim == 2 else bands
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2]}
-    with (
-        warnings.catch_warnings(action="ignore"),
-        rasterio.open(path, "w", driver="GTiff", **{"dtype": bands.dtype, **shape, **options}) as file,
-    ):
-        file.write(bands)
-        file.descriptions = names or [None] * len(bands)
-    return path
-
-
-def scene(height: int = 60, width: int = 70, seed: int = 0) -> np.ndarray:
-    """Intensities of four looks: two areas 10 dB apart."""
-    truth = np.where(np.arange(width) < width // 2, 0.05, 0.5) * np.ones((height, 1))
-    return truth * np.random.default_rng(seed).gamma(4, 1 / 4, truth.shape)
-
 
 def run_one(file: Path, chain: Chain, out: Path) -> tuple[dict, np.ndarray]:
     """What is recorded of one file, and its picture."""
     info = preprocess(file.parent, RadarImage("picture", (file.name,)), chain, out)
     return info, np.asarray(Image.open(out / "picture.png"))
-
-
-def outputs(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.png")}
-
-
-def rejections(out: Path) -> dict[str, str]:
-    return {row["image"]: row["reason"] for row in map(json.loads, (out / "rejected.jsonl").read_text().splitlines())}
 
 
 def test_one_scene_in_every_domain_gives_one_picture(tmp_path: Path) -> None:
@@ -233,168 +194,12 @@ def test_a_stretch_in_db_and_percentiles_are_what_they_say(tmp_path: Path) -> No
     assert info["looks"] == [None]
 
 
-@pytest.fixture(scope="module")
-def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three good images and every kind of bad one."""
-    root = tmp_path_factory.mktemp("messy") / "root"
-    noise = scene(400, 400)
-    for name in ("good.tif", "sub/good.tif", "sub/good_VV.tiff"):
-        write_tif(root / name.replace("good_VV", "other_VV"), scene().astype(np.float32))
-    write_tif(root / "torn.tif", noise.astype(np.float32))
-    for name in ("torn.png", "torn2.jpg"):
-        Image.fromarray(np.clip(noise * 200, 0, 255).astype(np.uint8)).save(root / name)
-    for name in ("torn.tif", "torn.png", "torn2.jpg"):
-        content = (root / name).read_bytes()
-        (root / name).with_stem(f"half_{name[-3:]}").write_bytes(content[: len(content) // 2])
-        (root / name).unlink()
-    (root / "empty.tif").touch()
-    (root / "text.tif").write_text("no image")
-    band = f'<VRTRasterBand dataType="Float32" band="1"><SimpleSource><SourceFilename>{root}/good.tif</SourceFilename>'
-    virtual = f'<VRTDataset rasterXSize="70" rasterYSize="60">{band}</SimpleSource></VRTRasterBand></VRTDataset>'
-    (root / "virtual.tif").write_text(virtual)
-    os.mkfifo(root / "pipe.tif")
-    write_tif(root.parent / "outside.tif", scene().astype(np.float32))
-    (root / "link.tif").symlink_to(root.parent / "outside.tif")
-    (root / "folder").symlink_to(root.parent)
-    (root / "dangling.tif").symlink_to(root / "nothing.tif")
-    bomb = {"driver": "GTiff", "count": 1, "dtype": "float32", "sparse_ok": True}
-    for name, side, options in (
-        ("bomb", 60_000, {"tiled": True}),
-        ("bomb2", 70_000, {"tiled": True}),
-        ("strip", 9_000, {"blockysize": 9_000, "compress": "deflate"}),
-    ):
-        rasterio.open(root / f"{name}.tif", "w", height=side, width=side, **{**bomb, **options}).close()
-    Image.fromarray(np.full((40, 40), 7, np.uint8)).convert("P", palette=Image.Palette.ADAPTIVE).save(root / "map.tif")
-    write_tif(root / "nothing_valid.tif", np.full((30, 30), np.nan, np.float32))
-    write_tif(root / "constant.tif", np.ones((30, 30), np.float32))
-    write_tif(root / "signed.tif", np.full((30, 30), -5, np.int16))
-    (root / "notes.txt").write_text("no image")
-    return root
-
-
-REASONS = {
-    "half_tif": "image unreadable",
-    "half_png": "image unreadable",
-    "half_jpg": "image unreadable",
-    "empty.tif": "empty file",
-    "text": "image unreadable",
-    "virtual": "image unreadable",
-    "pipe.tif": "no plain file",
-    "link.tif": "path leaves the image root",
-    "folder": "link to a folder",
-    "dangling.tif": "no plain file",
-    "bomb": "declares more pixels than its bytes can hold",
-    "bomb2": "more than 4,294,967,296 pixels",
-    "strip": "stored in blocks of more than 268,435,456 bytes; rewrite it in tiles",
-    "map": "colours of a palette, no radar values",
-    "nothing_valid": "no valid pixel above zero",
-    "constant": "no area to estimate the looks from; give --looks",
-    "signed": "integers below zero; give --domain db or amplitude",
-}
-
-
-def test_bad_images_are_named_with_their_reasons_and_the_rest_goes_on(messy: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    output = run_script(SCRIPT, "--root", messy, "--out", out, "--workers", 2)
-    assert rejections(out) == REASONS
-    assert set(outputs(out)) == {"good.png", "sub/good.png", "sub/other.png"}
-    assert f"done 3, finished earlier 0, rejected {len(REASONS)}" in output and ".txt 1" in output
-    assert not list(out.rglob("*.part")), "something half written is left"
-    output = run_script(SCRIPT, "--root", messy, "--out", out, "--strict", code=2)
-    assert "done 0, finished earlier 3" in output and "--strict" in output
-
-
 def test_too_large_for_one_png_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_tif(tmp_path / "x.tif", scene().astype(np.float32))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 70 - 1)
     with pytest.raises(InputError, match="give --tile"):
         run_one(file, Chain(), tmp_path / "out")
     assert len(preprocess(tmp_path, RadarImage("x", ("x.tif",)), Chain(tile=32), tmp_path / "out")["outputs"]) == 6
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("many") / "root"
-    for number in range(40):
-        write_tif(root / f"{number % 3}/{number}.tif", scene(200, 200, number).astype(np.float32))
-    return root
-
-
-def test_a_killed_run_leaves_whole_files_and_goes_on(many: Path, tmp_path: Path) -> None:
-    chain = Chain(tile=128)
-    preprocess_folder(many, tmp_path / "undisturbed", chain, workers=1)
-    out = tmp_path / "out"
-    command = [sys.executable, SCRIPT, "--root", many, "--out", out, "--tile", 128, "--workers", 2]
-    done: list[int] = []
-    for wanted in (1, 12):
-        process = subprocess.Popen(
-            [*map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        log = out / "images.jsonl"
-        while not (log.is_file() and log.read_bytes().count(b"\n") >= wanted):
-            assert process.poll() is None or wanted < log.read_bytes().count(b"\n")
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        done.append(log.read_bytes().count(b"\n"))
-        for path in out.rglob("[!.]*.png"):
-            Image.open(path).load()
-    with open(out / "images.jsonl", "a") as file:
-        file.write('{"image": "0/0", "sou')
-    while True:  # the killed run's workers end a moment after it
-        try:
-            summary = preprocess_folder(many, out, chain, workers=2)
-            break
-        except InputError as error:
-            assert "another run" in str(error)
-            time.sleep(0.05)
-    assert summary["earlier"] >= done[-1] >= 12 and summary["done"] + summary["earlier"] == 40
-    assert outputs(out) == outputs(tmp_path / "undisturbed")
-    lines = [sorted(map(repr, read_lines(folder))) for folder in (out, tmp_path / "undisturbed")]
-    assert lines[0] == lines[1] and len(lines[0]) == 40
-
-
-def read_lines(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
-
-
-def test_only_what_changed_or_is_missing_is_done_again(tmp_path: Path) -> None:
-    root, out = tmp_path / "root", tmp_path / "out"
-    for name in "abcd":
-        write_tif(root / f"{name}.tif", scene().astype(np.float32))
-    preprocess_folder(root, out, Chain(), workers=1)
-    (out / "b.png").unlink()
-    write_tif(root / "c.tif", scene(50).astype(np.float32))
-    (root / "d.tif").write_bytes(b"II*\0 torn")
-    summary = preprocess_folder(root, out, Chain(), workers=1)
-    assert (summary["done"], summary["earlier"], summary["rejected"]) == (2, 1, {"image unreadable": 1})
-    assert set(outputs(out)) == {"a.png", "b.png", "c.png"}, "a picture of a file that is no more stays"
-    assert sorted((line["image"], line["height"]) for line in read_lines(out)) == [("a", 60), ("b", 60), ("c", 50)]
-
-
-def test_other_parameters_another_root_and_strange_folders_are_refused(tmp_path: Path) -> None:
-    root, out = tmp_path / "root", tmp_path / "out"
-    write_tif(root / "a.tif", scene().astype(np.float32))
-    preprocess_folder(root, out, Chain(), workers=1)
-    parameters = json.loads((out / "preprocessing.json").read_text())
-    assert parameters["percentiles"] == [1, 99] and parameters["speckle_filter"] == "refined_lee"
-    for other in (Chain(looks=3), Chain(tile=64), Chain(percentiles=[2, 98])):
-        with pytest.raises(InputError, match="was begun with"):
-            preprocess_folder(root, out, other, workers=1)
-    write_tif(tmp_path / "root2/a.tif", scene().astype(np.float32))
-    with pytest.raises(InputError, match=r"was begun with root .*root2"):
-        preprocess_folder(tmp_path / "root2", out, Chain(), workers=1)
-    with pytest.raises(InputError, match="not made by this program"):
-        preprocess_folder(tmp_path / "root2", root, Chain(), workers=1)
-    with pytest.raises(InputError, match="lies in --root"):
-        preprocess_folder(root, root / "out", Chain(), workers=1)
-    (tmp_path / "bare").mkdir()
-    with pytest.raises(InputError, match="no image in it"):
-        preprocess_folder(tmp_path / "bare", tmp_path / "new", Chain(), workers=1)
-    with open(out / ".lock") as lock, pytest.raises(InputError, match="another run is writing"):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        preprocess_folder(root, out, Chain(), workers=1)
-    assert set(outputs(out)) == {"a.png"} and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -409,18 +214,6 @@ def test_other_parameters_another_root_and_strange_folders_are_refused(tmp_path:
 def test_impossible_options_are_refused_by_name(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"--{next(iter(options))}"):
         Chain(**options)
-
-
-def test_a_full_disk_ends_the_run_with_one_line_and_no_half_file(many: Path, tmp_path: Path) -> None:
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a picture of noise has about 30,000 bytes
-
-    command = [sys.executable, SCRIPT, "--root", str(many), "--out", str(tmp_path / "out"), "--workers", "1"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=small_disk, timeout=300)
-    assert ended.returncode == 2 and "what was there is unchanged" in ended.stderr and "Traceback" not in ended.stderr
-    assert not outputs(tmp_path / "out") and not list((tmp_path / "out").rglob("*.part"))
-    summary = preprocess_folder(many, tmp_path / "out", Chain(), workers=1)
-    assert summary["done"] == 40
 
 
 def test_real_dual_polarisation_decibel_patches(real_data: Path, tmp_path: Path) -> None:
@@ -439,3 +232,35 @@ def test_real_eight_bit_scenes(real_data: Path, tmp_path: Path) -> None:
     info, picture = run_one(file, Chain(), tmp_path)
     assert info["domain"] == "amplitude" and 4 < info["looks"][0] < 12 and picture.shape == (1024, 1024)
     assert 90 < picture.mean() < 165
+
+
+def test_a_few_intensities_below_zero_are_no_decibel_and_a_fill_value_is_asked_for(tmp_path: Path) -> None:
+    values = scene(100, 100).astype(np.float32)
+    clean, _ = run_one(write_tif(tmp_path / "clean.tif", values), Chain(), tmp_path / "clean")
+    values[3, 3] = -1e-6
+    noisy, _ = run_one(write_tif(tmp_path / "noisy.tif", values), Chain(), tmp_path / "noisy")
+    assert noisy["domain"] == clean["domain"] == "intensity" and noisy["looks"] == pytest.approx(clean["looks"])
+    values[:10] = -9999
+    with pytest.raises(InputError, match="name them with --nodata"):
+        run_one(write_tif(tmp_path / "filled.tif", values), Chain(), tmp_path / "filled")
+    filled, _ = run_one(tmp_path / "filled.tif", Chain(nodata=-9999), tmp_path / "filled")
+    assert filled["domain"] == "intensity" and filled["valid"] == pytest.approx(0.9)
+
+
+def test_masked_pixels_take_no_part_and_sidecars_are_never_read(tmp_path: Path) -> None:
+    values = scene().astype(np.float32)
+    file = write_tif(tmp_path / "inner.tif", values)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(file, "r+") as opened:
+        opened.write_mask(np.arange(60)[:, None] * np.ones((1, 70)) >= 15)
+    info, picture = run_one(file, Chain(), tmp_path / "inner")
+    assert info["valid"] == 0.75 and not picture[:15].any() and picture[15:].any()
+    write_tif(tmp_path / "elsewhere.tif", np.zeros((60, 70), np.uint8))
+    file = write_tif(tmp_path / "beside.tif", values)
+    band = '<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>'
+    (tmp_path / "beside.tif.msk").write_text(
+        f'<VRTDataset rasterXSize="70" rasterYSize="60"><Metadata><MDI key="INTERNAL_MASK_FLAGS_1">2</MDI></Metadata>'
+        f"{band}{tmp_path}/elsewhere.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with rasterio.open(file) as opened:
+        assert not opened.read_masks(1).any(), "GDAL itself follows it"
+    assert run_one(file, Chain(), tmp_path / "beside")[0]["valid"] == 1

@@ -345,3 +345,18 @@ def test_wrong_input_names_the_option(tinies: dict[str, Path], data: Path, tmp_p
     for message, call in cases.items():
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_broken_boxes_and_texts_of_control_tokens_do_not_end_the_preview(tiny: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("L", (96, 96)).save(tmp_path / name)
+    said = {
+        name: [Dialogue(name, "made", "others", [Turn(text, "That.")])]
+        for name, text in (("a", "What?"), ("b", "<|image_pad|>?"))
+    }
+    boxes = [Box("good", [10.0, 10.0, 20.0, 20.0]), Box("none", []), Box("three", [1.0, 2.0, 3.0])]
+    records = [Record([f"{name}.png"], 96, 96, "made", "train", boxes=boxes, dialogues=said[name]) for name in said]
+    write_data_folder(tmp_path / "data", to_table(records), [], tmp_path, {})
+    first, second = make_sheet(str(tiny), DataArguments(data=str(tmp_path / "data")), "train", 2, None).entries
+    assert [outline.label for outline in first.pictures[0].views[0].outlines] == ["0 good"] and not first.problem
+    assert second.problem and not second.samples

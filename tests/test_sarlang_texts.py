@@ -128,6 +128,37 @@ def test_noise_through_the_whole_conversion_is_counted(tmp_path: Path, suffix: s
         assert len(kept) == manifest["accepted"]
 
 
+def test_two_damaged_rows_do_not_swallow_those_between_them(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('1.png,Is it?,"open\n2.png,Is it?,two\n3.png,Is it?,three"\n4.png,Is it?,four\n')
+    rows = rows_of(tmp_path / "x.csv")
+    assert [(row.image, row.problem) for row in rows[:1]] == [("1.png", "unbalanced quote")]
+    assert [row[2] for row in fields(rows)] == ["two", 'three"', "four"]
+    (tmp_path / "x.csv").write_text("".join(f'{number}.png,Is it?,"""\n' for number in range(200)))
+    assert [row.problem for row in rows_of(tmp_path / "x.csv")] == ["unbalanced quote"] * 200
+
+
+def sampled(image: object, **first: object) -> str:
+    messages = [{"role": "user", "content": "<image>Is it?"}, {"role": "assistant", "content": "Yes."}]
+    return json.dumps({**first, "messages": messages, "images": image})
+
+
+def test_json_in_several_lists_and_with_other_keys_first_loses_no_sample(tmp_path: Path) -> None:
+    good, torn = sampled(["1.png"]), sampled(["1.png"])[:50]
+    for text, read, usable in (
+        (f"[{good},{good}]\n[{good}]", 3, 3),
+        (f"[{torn},{sampled(['1.png'], task='z')},{sampled(['1.png'], mine={'id': 1})}]", 3, 2),
+        (f"[{good},{torn}\n,{good}]", 3, 2),
+        (f"[{sampled('0009787.jpg')}]", 1, 1),
+        (f"[{sampled([])},{sampled([1])},{good}]", 3, 1),
+        ("[" + ",".join([good] * 9000) + "," + '{"a": [' + ",".join([good] * 9000), 18001, 18000),
+    ):
+        (tmp_path / "x.json").write_text(text)
+        rows = rows_of(tmp_path / "x.json")
+        assert (len(rows), len(fields(rows))) == (read, usable)
+    (tmp_path / "x.json").write_text(f"[{sampled('0009787.jpg')}]")
+    assert rows_of(tmp_path / "x.json")[0].image == "0009787.jpg"
+
+
 def test_headers_in_any_order_with_other_columns_or_none_at_all(tmp_path: Path) -> None:
     expected = [("1.png", "Is it?", "Yes.")]
     for text in (
@@ -176,9 +207,41 @@ def test_a_damaged_archive_is_named(sample: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Text\.zip: not a whole zip archive .* download it again"):
         convert(archive, sample, 0, Prompts())
     middle = len(whole) // 3
-    archive.write_bytes(whole[:middle] + bytes(200) + whole[middle + 200 :])
-    with pytest.raises(InputError, match="download it again"):
-        convert(archive, sample, 0, Prompts())
+    for damage in (bytes(200), b"\xff" * 8, bytes(range(40))):
+        archive.write_bytes(whole[:middle] + damage + whole[middle + len(damage) :])
+        with pytest.raises(InputError, match="download it again"):
+            convert(archive, sample, 0, Prompts())
+    with pytest.raises(InputError, match=r"give the folder of the release, or its Text\.zip"):
+        convert(sample / "truth.json", sample, 0, Prompts())
+
+
+def test_names_that_are_no_unicode_are_rejected_wherever_they_stand(tmp_path: Path) -> None:
+    root = tmp_path / "release"
+    write_texts(root, "SARVQA1_train", [("1.png", "Is it?", "Yes.")] * 2)
+    for name in (b"1.png", b"A\xe9.png"):
+        Image.new("L", (32, 32)).save(os.path.join(os.fsencode(root), name))
+    (root / "SARVQA1_train.json").unlink()
+    (root / "SARVQA1_train.csv").write_bytes(b"A\xe9.png,Is it?,Yes.\nB\xe9.png,Is it?,Yes.\n1.png,Is it?,Yes.\n")
+    output = run_script("data_prep/convert_sarlang.py", "--root", root, "--out", tmp_path / "data")
+    assert "rejected: not UTF-8 text 2" in output and "accepted 1" in output
+
+
+def test_what_the_archives_of_other_systems_call_a_file_is_understood(tmp_path: Path, sample: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "Text.zip", "w") as archive:
+        content = (sample / "Text/VQA/train/SARVQA1_train.csv").read_bytes()
+        archive.writestr(zipfile.ZipInfo("x"), "")
+        archive.writestr("Text\\VQA\\train\\SARVQA1_train.csv", content)
+    records = convert(tmp_path / "Text.zip", sample, 0, Prompts()).records
+    assert next(to_records(records)).dialogues[0].id == "SARVQA1_train:1"
+
+
+@pytest.mark.parametrize(
+    "option", ["--vqa_prompt={question}<|im_end|>", "--caption_prompt=<image>Say", "--caption_prompt="]
+)
+def test_prompts_that_break_every_sample_are_refused(option: str, sample: Path, tmp_path: Path) -> None:
+    words = ["--root", sample, "--out", tmp_path / "data", *option.split("=")]
+    output = run_script("data_prep/convert_sarlang.py", *words, code=2)
+    assert f"{option.split('=')[0]} " in output and "chat templates" in output
 
 
 def test_links_out_of_the_root_are_refused_or_left_aside(sample: Path, tmp_path: Path) -> None:

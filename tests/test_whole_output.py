@@ -1,0 +1,72 @@
+"""Output folders: what is replaced, and what never."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.records import DATA_FOLDER, read_manifest, write_data_folder
+from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.whole_output import CannotWriteError, check_replaceable, whole_file, whole_folder
+
+
+@pytest.mark.parametrize("foreign", ["images/1.png", "src/main.js", "notes.txt", ".git/config"])
+def test_what_others_put_into_a_data_folder_is_never_deleted(foreign: str, sample: Path, tmp_path: Path) -> None:
+    records = convert(sample, sample, 0.1, Prompts()).records
+    write_data_folder(tmp_path / "data", records, [], sample, {})
+    (tmp_path / "data" / foreign).parent.mkdir(exist_ok=True)
+    (tmp_path / "data" / foreign).write_text("precious")
+    with pytest.raises(InputError, match=rf"also holds '{foreign.split('/')[0]}', which would be deleted"):
+        write_data_folder(tmp_path / "data", records, [], sample, {})
+    assert (tmp_path / "data" / foreign).read_text() == "precious"
+
+
+def test_a_release_is_never_replaced_by_what_is_made_of_it(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    run_script("data_prep/convert_sarlang.py", "--root", sample, "--out", out)
+    (sample / "Text").rename(out / "Text")
+    try:
+        words = ["--root", out, "--image_root", sample, "--out", out]
+        output = run_script("data_prep/convert_sarlang.py", *words, code=2)
+        assert "also holds 'Text', which would be deleted" in output and (out / "Text/VQA").is_dir()
+    finally:
+        (out / "Text").rename(sample / "Text")
+
+
+def test_findings_stay_out_of_the_way_of_a_new_conversion(sample: Path, tmp_path: Path) -> None:
+    records = convert(sample, sample, 0.1, Prompts()).records
+    for rejected in range(2):
+        write_data_folder(tmp_path / "data", records, [], sample, {"round": str(rejected)})
+        (tmp_path / "data/findings.jsonl").write_text("")
+    assert read_manifest(tmp_path / "data")["inputs"] == {"round": "1"}
+
+
+def test_places_that_cannot_be_replaced_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place, message in (
+        (Path("."), "cannot be replaced as a whole"),
+        (Path("/proc"), "cannot be replaced as a whole"),
+        (Path("x" * 300), "cannot be used"),
+        (ROOT / "README.md", "is a file"),
+        (ROOT / "docs", "holds other things"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_replaceable(place, DATA_FOLDER)
+    with pytest.raises(CannotWriteError, match="cannot be written"), whole_folder(Path("/proc/nothing/data")):
+        pass
+    with pytest.raises(InputError, match="is a folder"), whole_file(ROOT / "docs"):
+        pass
+
+
+def test_a_linked_file_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/x").write_text("old")
+    (tmp_path / "x").symlink_to(tmp_path / "disk/x")
+    with whole_file(tmp_path / "x") as file:
+        file.write(b"new")
+    assert (tmp_path / "x").is_symlink() and (tmp_path / "disk/x").read_text() == "new"
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "x") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert (tmp_path / "disk/x").read_text() == "new" and len(list((tmp_path / "disk").iterdir())) == 1
