@@ -169,7 +169,10 @@ def main() -> None:
         for program in ("convert", "validate"):
             seconds, memory = run[program].values()
             print(f"{run['rows']:>10,} rows {program:8} {seconds:7.1f} s {memory / 1e9:6.2f} GB")
-    setting.write_result(options.out, {"hardware": setting.hardware(), "versions": setting.versions(), "runs": runs})
+    setting.write_result(
+        options.out,
+        {"hardware": setting.hardware().removesuffix(", float32"), "versions": setting.versions(), "runs": runs},
+    )
 
 
 if __name__ == "__main__":
