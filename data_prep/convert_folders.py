@@ -11,9 +11,10 @@ from pathlib import Path
 from sarlang_sft.class_folders import convert_folders
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
-from sarlang_sft.records import print_manifest, write_data_folder
+from sarlang_sft.records import DATA_FOLDER, print_manifest, write_data_folder
 from sarlang_sft.sarlang import VQA_PROMPT, check_prompts
 from sarlang_sft.sarlang_texts import CAPTION_PROMPT
+from sarlang_sft.whole_output import check_replaceable
 
 
 @dataclass
@@ -31,6 +32,7 @@ def main() -> None:
     (args,) = parse_arguments([FolderArguments], __doc__)
     check_prompts(vqa=args.vqa_prompt, caption=args.caption_prompt)
     root = Path(args.root)
+    check_replaceable(Path(args.out), DATA_FOLDER)
     records, rejections, inputs = convert_folders(
         root, args.source, args.val_fraction, args.caption_prompt, args.vqa_prompt, args.seed
     )

@@ -68,7 +68,8 @@ def examine_images(root: Path, names: list[str], max_mb: int, workers: int) -> I
     Raises:
         InputError: A process was killed from outside, as systems do when memory runs out.
     """
-    yield from in_processes(partial(examine_image, root, max_mb), names, workers, FILES_AT_ONCE, "images")
+    examine, remedy = partial(examine_image, root, max_mb), "take fewer --workers, or a lower --max_image_mb"
+    yield from in_processes(examine, names, workers, FILES_AT_ONCE, "images", remedy)
 
 
 def examine_image(root: Path, max_mb: int, name: str) -> ImageFacts:

@@ -1,5 +1,6 @@
 """Image files by name and header, without decoding them: suffixes, safe paths, sizes."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -19,8 +20,8 @@ LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses to decode
 
 def path_inside(root: Path, relative: str) -> Path:
     """`root / relative`, or [`InputError`] if that leaves `root` (through `..`, an absolute path or a link)."""
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root.resolve()):
+    path = Path(os.path.realpath(root / relative))  # which takes links in a circle, too
+    if not path.is_relative_to(os.path.realpath(root)):
         raise InputError(f"{relative}: leaves the image root {root}")
     return path
 

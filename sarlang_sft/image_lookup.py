@@ -9,6 +9,7 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import IMAGE_SUFFIXES, header_size, path_inside
 
 NOT_FOUND = "image not found"
+SPLIT_FOLDERS = {"train", "val", "test"}
 
 
 class NoImageError(ValueError):
@@ -39,7 +40,8 @@ class ImageFolder:
         the file upwards.
 
         Args:
-            folders: Names of folders that decide where the text's own leave several images.
+            folders: Names of folders of the text's split, the likeliest first; they decide where the text's own leave
+                several images.
 
         Raises:
             NoImageError: There is none, or there are several.
@@ -73,12 +75,14 @@ class ImageFolder:
                 raise NoImageError("path leaves the image root") from error
             return inside
         candidates = self.index.get(stem_of(inside), [])
-        if not candidates:
-            raise NoImageError("path leaves the image root" if ".." in parts else NOT_FOUND)
         shared = [_shared_folders(parts, PurePosixPath(candidate).parts) for candidate in candidates]
         nearest = [path for path, count in zip(candidates, shared, strict=True) if count == max(shared)]
-        named = [path for path in nearest if {part.lower() for part in PurePosixPath(path).parts[:-1]} & {*folders}]
-        nearest = nearest if len(nearest) == 1 or not named else named
+        if folders and not max(shared, default=0):  # an image of another split would be another image
+            nearest = [path for path in nearest if not _folders(path) & (SPLIT_FOLDERS - {*folders})]
+        if not nearest:
+            raise NoImageError("path leaves the image root" if ".." in parts else NOT_FOUND)
+        for folder in folders:
+            nearest = [path for path in nearest if folder in _folders(path)] or nearest
         if len(nearest) > 1:
             raise NoImageError("several images of this name")
         return nearest[0]
@@ -89,6 +93,10 @@ def stem_of(image: str) -> str:
     name = re.split(r"[\\/]", image)[-1].lower()
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix}" in IMAGE_SUFFIXES else name
+
+
+def _folders(path: str) -> set[str]:
+    return {part.lower() for part in PurePosixPath(path).parts[:-1]}
 
 
 def _shared_folders(one: tuple[str, ...], other: tuple[str, ...]) -> int:

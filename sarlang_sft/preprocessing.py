@@ -181,7 +181,9 @@ def _domain(bands: list[Band], domain: str) -> str:
     for area in windows(Area(0, 0, *bands[0].shape)):
         for values, valid in (band.read(area) for band in bands):
             if (values[valid] < DB_LOWEST).any():
-                raise InputError(f"values below {DB_LOWEST:.0f} are no dB; name them with --nodata")
+                raise InputError(
+                    f"values below {DB_LOWEST:.0f} are no dB; give --domain intensity, or --nodata for them"
+                )
             valid_pixels += int(valid.sum())
             below_zero += int((values[valid] < 0).sum())
     if "f" in kinds:  # subtracted noise leaves a few intensities below zero

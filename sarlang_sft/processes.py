@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def in_processes(
-    function: Callable[[Item], Result], items: list[Item], workers: int | None, at_once: int, what: str
+    function: Callable[[Item], Result], items: list[Item], workers: int | None, at_once: int, what: str, remedy: str
 ) -> Iterator[Result]:
     """The results in the order of the items, with progress.
 
@@ -22,6 +22,7 @@ def in_processes(
         workers: Processes; None: as many as there are cores. 1 stays in this process.
         at_once: Items that are handed to a process together.
         what: Names the items in the progress bar.
+        remedy: What to do if a process is killed.
 
     Raises:
         InputError: A process was killed from outside, as systems do when memory runs out.
@@ -34,4 +35,4 @@ def in_processes(
         with ProcessPoolExecutor(workers) as pool:
             yield from tqdm(pool.map(function, items, chunksize=at_once), **bar)
     except BrokenProcessPool as error:
-        raise InputError("a worker process was killed, probably since memory ran out; run with less else") from error
+        raise InputError(f"a worker process was killed, probably since memory ran out; {remedy}") from error

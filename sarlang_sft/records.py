@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -232,19 +232,16 @@ def print_manifest(manifest: dict[str, Any]) -> None:
 
 
 @contextmanager
-def open_split(data: Path, split: str) -> Iterator[pq.ParquetFile]:
-    """The parquet file of a split; raises [`InputError`] where it is missing, torn, or of other columns."""
+def open_split(data: Path, split: str, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    """The parquet file of a split; raises [`InputError`] where it is missing, torn, or without one of the columns."""
     read_manifest(data)
     path = Path(data) / f"{split}.parquet"
     if not path.is_file():
         raise InputError(f"--split {split}: {path} does not exist; splits are {', '.join(SPLITS)}")
     try:
         with pq.ParquetFile(path) as file:
-            wanted, found = ({one.name: one.type for one in schema} for schema in (SCHEMA, file.schema_arrow))
-            if wrong := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
-                raise InputError(
-                    f"{path}: columns are missing, unknown or of another type: {', '.join(wrong)}; convert again"
-                )
+            if missing := sorted({*columns} - {*file.schema_arrow.names}):
+                raise InputError(f"{path}: has no column {', '.join(missing)}; convert again")
             yield file
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: is no whole parquet file ({error}); convert again") from error
@@ -252,8 +249,8 @@ def open_split(data: Path, split: str) -> Iterator[pq.ParquetFile]:
 
 def read_records(data: Path, split: str) -> Iterator[Record]:
     """Every record of a split, in stored order."""
-    with open_split(data, split) as file:
-        for batch in file.iter_batches(RECORDS_AT_ONCE):
+    with open_split(data, split, SCHEMA.names) as file:
+        for batch in file.iter_batches(RECORDS_AT_ONCE, columns=SCHEMA.names):
             yield from to_records(batch)
 
 
@@ -274,8 +271,9 @@ def read_dialogue_table(data: Path, split: str) -> pa.Table:
 
     `boxes` is null unless a text names one as `<box:i>`.
     """
-    with open_split(data, split) as file:
-        table = file.read(columns=["images", "width", "height", "boxes", "dialogues"])
+    columns = ["images", "width", "height", "boxes", "dialogues"]
+    with open_split(data, split, columns) as file:
+        table = file.read(columns=columns).cast(pa.schema([SCHEMA.field(name) for name in columns]))
     flat = flatten_dialogues(table, ["images", "width", "height"])
     turns = flat["turns"].combine_chunks()
     texts = pc.list_flatten(turns)

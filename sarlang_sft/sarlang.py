@@ -52,15 +52,17 @@ OTHERS_PATTERNS = [
 REASONING = "reasoning"
 
 SIMULATED = "simulator"
+SARDET = "SARDet-100K"
 SOURCE_PATTERNS = [
     (re.compile(r"^SIM_"), SIMULATED),
     (re.compile(r"^SN6_", re.IGNORECASE), "SpaceNet6"),
     (re.compile(r"^GF\d_", re.IGNORECASE), "DFC2023"),
-    (re.compile(r"^\d+$"), "SARDet-100K"),
+    (re.compile(r"^\d+$"), SARDET),
     (re.compile(r"^(SV|[A-Za-z]+)_", re.IGNORECASE), "OpenEarthMap-SAR"),
 ]
 
-FOLDERS = {"train": ("train",), "test": ("test", "val")}  # SARVQA1_test asks about SARDet-100K's val images
+# Folders of its images by the split of the texts, the likeliest first: SARVQA1_test asks about its val images.
+SARDET_FOLDERS = {"train": ("train",), "test": ("val", "test")}
 RESOLUTION_M = {"SpaceNet6": 0.5}  # the other sources mix resolutions
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|<image>")
 _ROWS_AT_ONCE = 1 << 16
@@ -156,7 +158,8 @@ def convert(root: Path, image_root: Path, val_fraction: float, prompts: Prompts)
             batches.append(pa.record_batch([pa.array(values, field.type) for field, values in columns], _FLAT))
     _say_what_is_missing(rejections, folder.index, numbers)
     images = list(numbers)
-    sizes = list(in_processes(partial(header_size, image_root), images, None, HEADERS_AT_ONCE, "image headers"))
+    read, remedy = partial(header_size, image_root), "run it again with less beside it"
+    sizes = list(in_processes(read, images, None, HEADERS_AT_ONCE, "image headers", remedy))
     table, broken = _without_broken(pa.Table.from_batches(batches, _FLAT), files, root, images, sizes)
     records = _records(table, files, images, sizes)
     inputs = {file.outer(root): file_hash(file.path) for file in files}
@@ -170,7 +173,8 @@ def _usable(
     for row in tqdm(read_rows(file), desc=name, unit=" rows"):
         problem = row.problem or _problem_in_text(row)
         try:
-            relative = "" if problem else images.locate(row.image, FOLDERS[file.part.split])
+            folders = SARDET_FOLDERS[file.part.split] if stem_of(row.image).isdigit() else ()
+            relative = "" if problem else images.locate(row.image, folders)
         except NoImageError as error:
             problem = str(error)
         if problem:

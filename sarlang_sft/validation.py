@@ -72,7 +72,12 @@ def _counted(found: Any, name: str, depth: int) -> bool:
 
 
 def _batches(data: Path, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with open_split(data, split) as file:
+    with open_split(data, split, SCHEMA.names) as file:
+        wanted, found = ({one.name: one.type for one in schema} for schema in (SCHEMA, file.schema_arrow))
+        if wrong := sorted(name for name in found if wanted.get(name) != found[name]):
+            raise InputError(
+                f"{data}: {split}.parquet: columns are unknown or of another type: {', '.join(wrong)}; convert again"
+            )
         yield from file.iter_batches(RECORDS_AT_ONCE, columns=list(columns))
 
 

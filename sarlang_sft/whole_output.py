@@ -36,12 +36,12 @@ def check_replaceable(out: Path, own: Own | None = None, option: str = "--out") 
         if os.path.ismount(out) or out.resolve() == Path.cwd():
             raise InputError(f"{option} {out}: cannot be replaced as a whole; name a folder inside it")
         held = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # links in a circle are a RuntimeError
         raise CannotWriteError(f"{option} {out}: cannot be used ({error})") from error
     if held and not (own and own.marker in held):
         why = f"holds other things (no {own.marker})" if own else "is not empty"
         raise InputError(f"{option} {out}: exists and {why}; choose another")
-    foreign = [name for name in held if own and not re.fullmatch(own.names, name)]
+    foreign = [name for name in held if own and not re.fullmatch(rf"{own.names}|\..+\.part|\.DS_Store", name)]
     if foreign:
         raise InputError(f"{option} {out}: also holds {foreign[0]!r}, which would be deleted; move it elsewhere")
 
@@ -79,6 +79,8 @@ def check_file(path: Path) -> None:
     """Raise what [`whole_file`] would raise of `path`, before the work of filling it."""
     if path.is_dir():
         raise InputError(f"--out {path}: is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"--out {path}: is no plain file, which would be replaced; give another name")
 
 
 @contextmanager
@@ -92,7 +94,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         CannotWriteError: It cannot be written.
     """
     check_file(path)
-    path = path.resolve()  # what a link points to is replaced, not the link
+    path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

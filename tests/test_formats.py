@@ -3,6 +3,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import run_script
 from datasets import load_dataset
@@ -24,6 +26,7 @@ from sarlang_sft.records import (
     Dialogue,
     Record,
     Turn,
+    read_dialogue_table,
     read_records,
 )
 from sarlang_sft.sarlang import SPECIAL_TOKEN
@@ -264,3 +267,13 @@ def test_torn_data_folders_are_named(data: Path, sample: Path, tmp_path: Path) -
         (tmp_path / "torn/manifest.json").write_text(broken)
         with pytest.raises(InputError, match="has no `image_root`"):
             export(tmp_path / "torn", "swift", tmp_path / "out", sample, ["train"], None, 9)
+
+
+def test_folders_that_others_filtered_or_extended_are_still_read(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    table = pq.read_table(data / "train.parquet")
+    types = [pa.large_string() if column.type == pa.string() else column.type for column in table.schema]
+    table = table.cast(pa.schema(zip(table.schema.names, types, strict=True)))
+    pq.write_table(table.append_column("note", pa.repeat("mine", len(table))), tmp_path / "data/train.parquet")
+    assert list(read_records(tmp_path / "data", "train")) == list(read_records(data, "train"))
+    assert len(read_dialogue_table(tmp_path / "data", "train")) == len(read_dialogue_table(data, "train"))

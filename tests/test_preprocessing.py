@@ -241,7 +241,7 @@ def test_a_few_intensities_below_zero_are_no_decibel_and_a_fill_value_is_asked_f
     noisy, _ = run_one(write_tif(tmp_path / "noisy.tif", values), Chain(), tmp_path / "noisy")
     assert noisy["domain"] == clean["domain"] == "intensity" and noisy["looks"] == pytest.approx(clean["looks"])
     values[:10] = -9999
-    with pytest.raises(InputError, match="name them with --nodata"):
+    with pytest.raises(InputError, match="no dB; give --domain intensity, or --nodata"):
         run_one(write_tif(tmp_path / "filled.tif", values), Chain(), tmp_path / "filled")
     filled, _ = run_one(tmp_path / "filled.tif", Chain(nodata=-9999), tmp_path / "filled")
     assert filled["domain"] == "intensity" and filled["valid"] == pytest.approx(0.9)

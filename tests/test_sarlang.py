@@ -106,21 +106,25 @@ def test_bad_rows_are_rejected_with_reasons_and_the_rest_goes_on(tmp_path: Path)
 
 
 def test_equal_names_are_told_apart_by_the_folders_in_the_text_then_by_the_split(tmp_path: Path) -> None:
-    names = ("x/val/7.jpg", "x/train/7.jpg", "7.jpg", "8.jpg")
+    names = ("x/val/7.jpg", "x/train/7.jpg", "7.jpg", "8.jpg", "9.jpg")
     rows = "Image Name,Question,Answer\n" + "".join(f"{name},Is there a ship in the image?,Yes.\n" for name in names)
     root = write_release(tmp_path / "release", rows)
     (root / "Text/VQA/SARVQA1_test.csv").write_text(rows)
-    for place in ("SARDet/train/7.png", "SARDet/val/7.png", "SARDet_original/val/7.png", "a/8.png", "b/8.png"):
+    places = ["SARDet/train/7.png", "SARDet/val/7.png", "SARDet/test/7.png", "SARDet_original/val/7.png"]
+    for place in [*places, "a/8.png", "b/8.png", "SARDet/train/9.png"]:
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (16, 16)).save(root / place)
     table, rejections, _ = convert(root, root, 0, Prompts())
     assert [(r.images, [d.id for d in r.dialogues]) for r in to_records(table)] == [
         (["SARDet/val/7.png"], ["SARVQA1_train:1"]),
         (["SARDet/train/7.png"], ["SARVQA1_train:2", "SARVQA1_train:3"]),
+        (["SARDet/train/9.png"], ["SARVQA1_train:5"]),
         (["SARDet/val/7.png"], ["SARVQA1_test:1", "SARVQA1_test:3"]),
         (["SARDet/train/7.png"], ["SARVQA1_test:2"]),
     ]
-    assert [(r.row, r.reason) for r in rejections] == [(4, "several images of this name")] * 2
+    assert [(r.row, r.reason) for r in rejections] == [
+        (4, "several images of this name"), (4, "several images of this name"), (5, "image not found"),
+    ]  # fmt: skip
 
 
 def test_an_unbalanced_quote_loses_no_row_unseen(tmp_path: Path) -> None:

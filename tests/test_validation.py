@@ -152,7 +152,7 @@ def change_manifest(text: str) -> Callable[[Path], object]:
         (torn, "test.parquet: is no whole parquet file"),
         (rotten, "test.parquet: is no whole parquet file"),
         (lambda data: (data / "train.parquet").unlink(), "train.parquet does not exist"),
-        (other_columns, "another type: boxes"),
+        (other_columns, "has no column boxes"),
         (more_columns, "another type: mine"),
         (lambda data: (data / "manifest.json").unlink(), "manifest.json is missing"),
         (change_manifest("[1"), "no valid JSON"),

@@ -1,13 +1,16 @@
 """Output folders: what is replaced, and what never."""
 
+import os
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
+from PIL import Image
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import DATA_FOLDER, read_manifest, write_data_folder
 from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.sarlang_texts import write_texts
 from sarlang_sft.whole_output import CannotWriteError, check_replaceable, whole_file, whole_folder
 
 
@@ -70,3 +73,26 @@ def test_a_linked_file_is_replaced_where_it_lies(tmp_path: Path) -> None:
         file.write(b"half")
         raise RuntimeError
     assert (tmp_path / "disk/x").read_text() == "new" and len(list((tmp_path / "disk").iterdir())) == 1
+
+
+def test_what_killed_programs_leave_is_no_foreign_file(sample: Path, tmp_path: Path) -> None:
+    records = convert(sample, sample, 0.1, Prompts()).records
+    write_data_folder(tmp_path / "data", records, [], sample, {})
+    for name in (".findings.jsonl.part", ".DS_Store"):
+        (tmp_path / "data" / name).write_text("")
+    write_data_folder(tmp_path / "data", records, [], sample, {})
+
+
+def test_links_in_a_circle_and_devices_are_named(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    with pytest.raises(InputError, match="cannot be"), whole_folder(tmp_path / "one"):
+        pass
+    Image.new("L", (32, 32)).save(tmp_path / "1.png")
+    (tmp_path / "2.png").symlink_to(tmp_path / "2.png")
+    write_texts(tmp_path, "SARVQA1_train", [(f"{number}.png", "Is it?", "Yes.") for number in (1, 2)])
+    _, rejections, _ = convert(tmp_path, tmp_path, 0, Prompts())
+    assert [rejection.reason for rejection in rejections] == ["image unreadable"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no plain file"), whole_file(tmp_path / "pipe"):
+        pass

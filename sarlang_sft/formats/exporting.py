@@ -17,7 +17,7 @@ from sarlang_sft.formats.files import ROWS_AT_ONCE
 from sarlang_sft.formats.rows import Sample
 from sarlang_sft.formats.table import FORMATS, Format
 from sarlang_sft.image_files import path_inside
-from sarlang_sft.records import Record, open_split, read_records
+from sarlang_sft.records import SCHEMA, Record, open_split, read_records
 from sarlang_sft.whole_output import Own, whole_folder
 
 MANIFEST = "export.json"
@@ -51,7 +51,7 @@ def export(
     counts = {"written": Counter(), "left_out": Counter(), "changed": Counter()}
     with whole_folder(out, EXPORT) as building:
         for split in dict.fromkeys(splits):
-            with open_split(data, split) as file:
+            with open_split(data, split, SCHEMA.names) as file:
                 total, boxed = file.metadata.num_rows, _names_a_box(file)
             if not total:
                 continue

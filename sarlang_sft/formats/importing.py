@@ -24,6 +24,7 @@ from sarlang_sft.records import (
     Rejection,
     Turn,
     carve_val,
+    check_fraction,
     file_hash,
     to_table,
     write_data_folder,
@@ -48,12 +49,13 @@ def import_folder(
     Returns:
         The manifest of the data folder, and rows by what of them a record cannot hold.
     """
+    check_replaceable(out, DATA_FOLDER)
+    check_fraction(val_fraction)
     if FORMATS[name].brings_images:
         image_root = image_root or out.parent / f"{out.name}_images"
         inner, outer = out.resolve(), image_root.resolve()
         if inner.is_relative_to(outer) or outer.is_relative_to(inner):
             raise InputError(f"--image_root {image_root}: must lie beside --out {out}, not in it or around it")
-        check_replaceable(out, DATA_FOLDER)
         with whole_folder(image_root, option="--image_root") as building:
             records, rejections, inputs, left_out = import_rows(source, name, building, split, val_fraction)
             return write_data_folder(out, records, rejections, image_root, inputs), left_out
