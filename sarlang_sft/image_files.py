@@ -37,7 +37,7 @@ def open_tiff(path: Path) -> rasterio.DatasetReader:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A PNG, JPEG or BMP, not yet decoded."""
+    """A picture of `PICTURE_FORMATS`, not yet decoded."""
     return Image.open(path, formats=PICTURE_FORMATS)
 
 

@@ -1,4 +1,4 @@
-"""Images by the names that texts give them: their authors' own paths and suffixes, never followed."""
+"""Images by the names that texts give them: their authors' own paths and suffixes, never followed out of the root."""
 
 import os
 import re
@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import IMAGE_SUFFIXES, header_size, path_inside
+from sarlang_sft.records import SPLITS
 
 NOT_FOUND = "image not found"
-SPLIT_FOLDERS = {"train", "val", "test"}
 
 
 class NoImageError(ValueError):
@@ -78,7 +78,7 @@ class ImageFolder:
         shared = [_shared_folders(parts, PurePosixPath(candidate).parts) for candidate in candidates]
         nearest = [path for path, count in zip(candidates, shared, strict=True) if count == max(shared)]
         if folders and not max(shared, default=0):  # an image of another split would be another image
-            nearest = [path for path in nearest if not _folders(path) & (SPLIT_FOLDERS - {*folders})]
+            nearest = [path for path in nearest if not _folders(path) & ({*SPLITS} - {*folders})]
         if not nearest:
             raise NoImageError("path leaves the image root" if ".." in parts else NOT_FOUND)
         for folder in folders:
@@ -119,11 +119,11 @@ def index_images(image_root: Path) -> dict[str, list[str]]:
             print(f"{os.path.join(folder, link)!r}: a link to a folder, not followed; put the folder itself there")
         inner = os.path.relpath(folder, image_root)
         for name in names:
-            stem, suffix = os.path.splitext(name)
+            suffix = os.path.splitext(name)[1]
             if suffix.lower() in IMAGE_SUFFIXES:
                 relative = name if inner == "." else f"{inner}/{name}"
                 rank = (IMAGE_SUFFIXES.index(suffix.lower()), relative)
-                places = found.setdefault(stem.lower(), {})
+                places = found.setdefault(stem_of(name), {})
                 places[folder] = min(rank, places.get(folder, rank))
     index = {}
     for stem, places in found.items():

@@ -132,7 +132,7 @@ def open_bands(root: Path, image: RadarImage, wanted: list[str], nodata: float |
     """
     with ExitStack() as files:
         files.enter_context(warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning))
-        files.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"))
+        files.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES))
         bands: list[Band] = []
         with _reasons():
             for file in image.files:

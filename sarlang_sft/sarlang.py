@@ -24,44 +24,46 @@ CLASS_PREFIX = "The classes are: tank, car, aircraft, harbor, bridge, ship."
 POSITION_PREFIX = "The classes are: top, center, bottom, left, right."
 _PREFIX = re.compile(r"^\s*The classes are:[^.]*\.\s*", re.IGNORECASE)
 
-# The first pattern found in the question decides; anything else is one of the paper's Others.
-TASK_PATTERNS = [
-    (re.compile(pattern, re.IGNORECASE), task)
-    for pattern, task in [
-        (r"\bin the (area|region) \[", "referring"),
-        (r"^\s*(how many|count)\b|\bnumber of\b", "counting"),
-        (r"^\s*(is|are|does|do|has|have|can)\b", "identification"),
-        (r"^\s*where\b|\bpositioned\b", "positioning"),
-        (
-            r"^\s*(what|which) (type|kind) of area\b|\bcategor(y|ies)\b|^\s*(what|which) (class|object)",
-            "classification",
-        ),
-    ]
-]
+Rules = list[tuple[re.Pattern[str], str]]
 
-# The paper's five kinds of Others; a question of none of the first four asks for reasoning.
-OTHERS_PATTERNS = [
-    (re.compile(pattern, re.IGNORECASE), kind)
-    for pattern, kind in [
-        (r"\bshapes?\b|\bshaped\b", "shape"),
-        (r"\b(direction|orientation|oriented)\b", "direction"),
-        (r"\bland[ -]?(cover|use)\b", "land_cover"),
-        (r"\b(pattern|arrange[dm]|arrangement|layout|laid out)", "pattern"),
-    ]
-]
-REASONING = "reasoning"
+
+def _rules(*rules: tuple[str, str]) -> Rules:
+    return [(re.compile(pattern, re.IGNORECASE), name) for pattern, name in rules]
+
+
+def _decide(rules: Rules, text: str, otherwise: str) -> str:
+    """The name behind the first pattern that is found in a text."""
+    return next((name for pattern, name in rules if pattern.search(text)), otherwise)
+
+
+# Anything else is one of the paper's Others.
+TASK_RULES = _rules(
+    (r"\bin the (area|region) \[", "referring"),
+    (r"^\s*(how many|count)\b|\bnumber of\b", "counting"),
+    (r"^\s*(is|are|does|do|has|have|can)\b", "identification"),
+    (r"^\s*where\b|\bpositioned\b", "positioning"),
+    (r"^\s*(what|which) (type|kind) of area\b|\bcategor(y|ies)\b|^\s*(what|which) (class|object)", "classification"),
+)
+
+# The paper's five kinds of Others; a question of none of these four asks for reasoning.
+OTHERS_RULES = _rules(
+    (r"\bshapes?\b|\bshaped\b", "shape"),
+    (r"\b(direction|orientation|oriented)\b", "direction"),
+    (r"\bland[ -]?(cover|use)\b", "land_cover"),
+    (r"\b(pattern|arrange[dm]|arrangement|layout|laid out)", "pattern"),
+)
 
 SIMULATED = "simulator"
 SARDET = "SARDet-100K"
-SOURCE_PATTERNS = [
-    (re.compile(r"^SIM_"), SIMULATED),
-    (re.compile(r"^SN6_", re.IGNORECASE), "SpaceNet6"),
-    (re.compile(r"^GF\d_", re.IGNORECASE), "DFC2023"),
-    (re.compile(r"^\d+$"), SARDET),
-    (re.compile(r"^(SV|[A-Za-z]+)_", re.IGNORECASE), "OpenEarthMap-SAR"),
-]
+SOURCE_RULES = _rules(
+    (r"^SIM_", SIMULATED),
+    (r"^SN6_", "SpaceNet6"),
+    (r"^GF\d_", "DFC2023"),
+    (r"^\d+$", SARDET),
+    (r"^(SV|[A-Za-z]+)_", "OpenEarthMap-SAR"),
+)
 
-# Folders of its images by the split of the texts, the likeliest first: SARVQA1_test asks about its val images.
+# Folders of SARDet-100K by the split of the texts, the likeliest first: SARVQA1_test asks about its val images.
 SARDET_FOLDERS = {"train": ("train",), "test": ("val", "test")}
 RESOLUTION_M = {"SpaceNet6": 0.5}  # the other sources mix resolutions
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|<image>")
@@ -84,18 +86,17 @@ _FLAT = pa.schema(
 
 def task_of(question: str) -> str:
     """The application of a VQA question, recognised from its words behind an official list of classes."""
-    asked = _PREFIX.sub("", question)
-    return next((task for pattern, task in TASK_PATTERNS if pattern.search(asked)), "others")
+    return _decide(TASK_RULES, _PREFIX.sub("", question), "others")
 
 
 def others_kind(question: str) -> str:
     """Which of the paper's five kinds a question of the task `others` is."""
-    return next((kind for pattern, kind in OTHERS_PATTERNS if pattern.search(question)), REASONING)
+    return _decide(OTHERS_RULES, question, "reasoning")
 
 
 def source_of(stem: str) -> str:
     """The data set that an image comes from, by its name."""
-    return next((source for pattern, source in SOURCE_PATTERNS if pattern.search(stem)), "unknown")
+    return _decide(SOURCE_RULES, stem, "unknown")
 
 
 def style_of(caption: str) -> str:

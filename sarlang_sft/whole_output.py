@@ -90,7 +90,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     One process may write a path at a time.
 
     Raises:
-        InputError: `path` is a folder.
+        InputError: `path` is a folder, or no plain file.
         CannotWriteError: It cannot be written.
     """
     check_file(path)

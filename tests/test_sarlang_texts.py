@@ -3,20 +3,14 @@
 import csv
 import io
 import json
-import multiprocessing
 import os
 import random
-import resource
-import subprocess
-import sys
-import time
 import zipfile
 import zlib
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from conftest import ROOT, run_script
+from conftest import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +18,7 @@ from PIL import Image
 from sarlang_sft import sarlang_counts
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_lookup import ImageFolder, NoImageError, stem_of
-from sarlang_sft.records import count_dialogues, read_manifest, read_records, to_records, write_data_folder
+from sarlang_sft.records import read_records, to_records, write_data_folder
 from sarlang_sft.sarlang import CLASS_PREFIX, POSITION_PREFIX, Prompts, convert
 from sarlang_sft.sarlang_counts import PUBLISHED, Published, compare_with_published, count_beside_published
 from sarlang_sft.sarlang_texts import PARTS, Row, TextFile, find_text_files, read_rows, write_texts
@@ -367,56 +361,3 @@ def test_an_absolute_path_below_the_root_is_that_file(tmp_path: Path) -> None:
     assert folder.locate("C:\\them\\b\\a\\1.jpg") == "b/a/1.png"
     with pytest.raises(NoImageError, match="several images of this name"):
         folder.locate("a/1.tif")
-
-
-def test_a_linked_folder_is_replaced_where_it_lies_and_others_may_read_it(sample: Path, tmp_path: Path) -> None:
-    (tmp_path / "disk/data").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "disk/data")
-    for fraction in (0.1, 0.5):
-        write_data_folder(tmp_path / "link", convert(sample, sample, fraction, Prompts()).records, [], tmp_path, {})
-    assert (tmp_path / "link").is_symlink() and len(list(read_records(tmp_path / "disk/data", "val"))) == 16
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
-    assert (tmp_path / "disk/data").stat().st_mode & 0o777 == 0o755
-
-
-def test_a_full_disk_leaves_the_old_folder_and_is_named(sample: Path, tmp_path: Path) -> None:
-    words = ["data_prep/convert_sarlang.py", "--root", sample, "--out", tmp_path / "data"]
-    run_script(*words)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
-    finished = subprocess.run(
-        [sys.executable, *map(str, words), "--val_fraction", "0.5"], cwd=ROOT, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-    )  # fmt: skip
-    assert finished.returncode == 2, finished.stderr
-    assert "cannot be written" in finished.stderr and "what was there is unchanged" in finished.stderr
-    assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["data"], "nothing half-written stays"
-
-
-def write_for_ever(out: Path, tables: list[pa.Table]) -> None:
-    while True:
-        for table in tables:
-            write_data_folder(out, table, [], out.parent, {})
-
-
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(sample: Path, tmp_path: Path) -> None:
-    tables = [convert(sample, sample, fraction, Prompts()).records for fraction in (0.1, 0.5)]
-    expected = [count_dialogues(table) for table in tables]
-    out = tmp_path / "data"
-    write_data_folder(out, tables[0], [], tmp_path, {})
-    rng = random.Random(0)
-    for _ in range(20):
-        process = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(out, tables))
-        process.start()
-        before, deadline = (out / "manifest.json").stat().st_mtime_ns, time.monotonic() + 60
-        while (out / "manifest.json").stat().st_mtime_ns == before and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.02))
-        os.kill(process.pid, 9)
-        process.join()
-        assert (out / "manifest.json").stat().st_mtime_ns != before, "it was replaced at least once"
-        counts = read_manifest(out)["counts"]
-        assert counts in expected
-        rows = [len(record.dialogues) for split in ("train", "val", "test") for record in read_records(out, split)]
-        assert sum(rows) == read_manifest(out)["accepted"]
