@@ -18,9 +18,11 @@ from sarlang_sft.backbones import find_backbone
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.loading import build_skeleton, load_processor, load_weights
+from sarlang_sft.runs import open_run
 from sarlang_sft.training import (
     build_trainer,
     check_supervision,
+    leave_if_stopped,
     make_collator,
     make_missing_inputs,
     plan_rows,
@@ -43,6 +45,7 @@ def main() -> None:
     skeleton = build_skeleton(model_args.model_name_or_path, backbone, training.hf_deepspeed_config)
     attention = prepare_attention(model_args, data, training)
     trainable, quantisation = prepare_tuning(skeleton, backbone, model_args, tuning, training)
+    run = open_run(model_args, tuning, data, training)
     plan = plan_rows(processor, backbone, skeleton.config, data, training)
     collator = make_collator(processor, backbone, data, attention)
     check_supervision(collator, plan.train)
@@ -50,9 +53,10 @@ def main() -> None:
     model = load_weights(
         model_args.model_name_or_path, backbone, model_args.dtype, attention.by_config(), quantisation
     )
-    trainer = build_trainer(model, collator, plan, attention, trainable, tuning, data, training)
-    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    save_result(trainer, data, result.metrics)
+    trainer = build_trainer(model, collator, plan, attention, trainable, tuning, data, training, run)
+    result = trainer.train()
+    leave_if_stopped(run, trainer)
+    save_result(run, trainer, data, result.metrics)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,12 @@ from sarlang_sft.loading import DTYPES
 from sarlang_sft.mixture import DataSource, parse_sources
 from sarlang_sft.records import TASKS
 
+FIXED = (
+    ("save_only_model", False, "such checkpoints cannot be gone on from"),
+    ("ignore_data_skip", False, "a resumed run would see rows twice"),
+    ("auto_find_batch_size", False, "rows are planned for one batch size"),
+    ("enable_jit_checkpoint", False, "SIGTERM and SIGINT write a checkpoint anyway"),
+)
 CHECKPOINTED = ("both", "vision_tower", "language_model")
 
 
@@ -121,6 +127,17 @@ class TrainArguments(SFTConfig):
             "or language_model (none: `gradient_checkpointing: false`)."
         },
     )
+    resume: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the newest complete checkpoint in output_dir, if there is one; a checkpoint's "
+            "folder: go on from that; never: refuse an output_dir that holds a run (docs/operations.md)."
+        },
+    )
+    max_hours: float | None = field(
+        default=None,
+        metadata={"help": "After so many hours write a checkpoint and leave with exit code 75, as on SIGTERM."},
+    )
     loss_weighting: str = field(
         default="token", metadata={"help": "token: mean over supervised tokens; answer: every answer weighs the same."}
     )
@@ -150,8 +167,17 @@ class TrainArguments(SFTConfig):
             raise InputError("loss_type and label_smoothing_factor: only the plain loss (nll, 0) is computed")
         if Path(self.output_dir or "").is_file():
             raise InputError(f"output_dir {self.output_dir}: is a file; give the name of a folder")
-        if self.resume_from_checkpoint and not Path(self.resume_from_checkpoint).is_dir():
-            raise InputError(f"resume_from_checkpoint {self.resume_from_checkpoint}: no such folder")
+        if self.resume_from_checkpoint:
+            raise InputError(f"resume_from_checkpoint {self.resume_from_checkpoint}: say `resume` instead")
+        if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
+            raise InputError(f"resume {self.resume}: no such folder; give auto, never or a checkpoint's folder")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise InputError(f"max_hours {self.max_hours}: must be above 0")
+        for name, wanted, why in FIXED:
+            if vars(self)[name] != wanted:
+                raise InputError(f"{name} {vars(self)[name]}: must stay {wanted}: {why}")
+        if self.save_total_limit == 1:
+            self.save_total_limit = 2  # transformers would end by deleting the last one for the best
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.use_cpu:

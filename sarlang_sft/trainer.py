@@ -9,19 +9,26 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from sarlang_sft.adapters import start_from_data
 from sarlang_sft.attention import tree_mask
 from sarlang_sft.backbones import Backbone
+from sarlang_sft.checkpoints import check_checkpoint, new_checkpoint, rotate_checkpoints
 from sarlang_sft.collate import IGNORED
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
+from sarlang_sft.imagery import save_ops
+from sarlang_sft.interruption import EvaluationInterrupted, Interruption, ignore_signals
 from sarlang_sft.loading import bring_back
 from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
+from sarlang_sft.progress import Progress, load_progress, save_progress
+from sarlang_sft.runs import Run
 from sarlang_sft.trees import PADDING
 from sarlang_sft.tuning import TuningArguments
 
@@ -85,6 +92,25 @@ class Meter:
         return Work(*self.counts[1:].tolist())
 
 
+class Continuation(TrainerCallback):
+    """Goes on where the checkpoint of a resumed run was written."""
+
+    def __init__(self, trainer: "DialogueTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Called when transformers has loaded what it knows of."""
+        self.trainer.go_on()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Called when everything is ready, trackers included."""
+        self.trainer.make_up_for_evaluation()
+
+
 class DialogueTrainer(SFTTrainer):
     """Trains on [`PlannedRows`], flat or in trees.
 
@@ -92,13 +118,20 @@ class DialogueTrainer(SFTTrainer):
     accumulation and the number of ranks; `loss_weighting: answer` makes it the mean over answers instead.
     """
 
-    def plan(self, rows: PlannedRows, backbone: Backbone, attention: str) -> None:
+    def plan(self, rows: PlannedRows, backbone: Backbone, attention: str, image_ops: list[str], run: Run) -> None:
         """Give the trainer its rows; TRL's constructor accepts nothing but a `datasets.Dataset`.
 
         Args:
             attention: The language model's attention, by its name in transformers.
+            image_ops: Kept in every checkpoint, so that each can be evaluated as it was trained.
         """
         self.train_dataset = rows
+        self.image_ops = image_ops
+        self.run = run
+        self.saving_seconds = 0.0
+        self.interruption = Interruption(run.ranks, self.args.max_hours)
+        self.add_callback(self.interruption)
+        self.add_callback(Continuation(self))
         self.attention = attention
         self.image_token_id = self.processing_class.tokenizer.convert_tokens_to_ids(backbone.image_token)
         self.flops: FlopCount = count_flops(self.model, backbone)
@@ -129,6 +162,72 @@ class DialogueTrainer(SFTTrainer):
         groups = parameter_groups(self.model, backbone, tuning, rate, self.args.weight_decay, decaying)
         self.optimizer_cls_and_kwargs = optimiser, {**options, "params": groups}
 
+    def train(self) -> TrainOutput:
+        """Train, from the run's checkpoint on if it has one."""
+        return super().train(resume_from_checkpoint=self.run.checkpoint)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader; signals to its workers are left to this process."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = ignore_signals
+        return loader
+
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+        """What transformers writes, and what it forgets; complete, or not at all."""
+        start = time.perf_counter()
+        out, step = Path(self.args.output_dir), self.state.global_step
+        self.store_flos()
+        if self.state.best_global_step == step:
+            self.state.best_model_checkpoint = str(out / f"checkpoint-{step}")
+        with new_checkpoint(out, step, self.run.facts, self.run.ranks) as building:
+            self.save_model(str(building), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(building))
+            self._save_scaler(str(building))
+            self._save_rng_state(str(building))
+            progress = Progress(
+                self._tr_loss.item(), self._globalstep_last_logged, self._total_loss_scalar,
+                self.interruption.owes_evaluation,
+            )  # fmt: skip
+            save_progress(building, progress, self.args.process_index)
+            if self.args.should_save:
+                save_ops(building, self.image_ops)
+                self.state.save_to_json(str(building / "trainer_state.json"))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(out, self.args.save_total_limit, Path(best) if best else None)
+        self.saving_seconds += time.perf_counter() - start
+
+    def go_on(self) -> None:
+        """Put back what transformers forgets of the checkpoint that the run is resumed from."""
+        if self.run.checkpoint is None:
+            return
+        progress = load_progress(self.run.checkpoint, self.args.process_index, self.args.world_size)
+        self._tr_loss += progress.loss_since_log
+        self._globalstep_last_logged = progress.last_logged
+        self._total_loss_scalar = progress.loss_logged
+        self.interruption.owes_evaluation = progress.owes_evaluation
+
+    def make_up_for_evaluation(self) -> None:
+        """Evaluate the step that the run was stopped at, if it would have been evaluated."""
+        if not self.interruption.owes_evaluation:
+            return
+        self.interruption.owes_evaluation = False
+        if self._determine_best_metric(self._evaluate(None, None), None):
+            self.state.best_model_checkpoint = str(self.run.checkpoint)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **options)
+        except EvaluationInterrupted:
+            self.interruption.owes_evaluation = True
+            self.interruption.stop(self.state, self.control)
+            self._save_checkpoint(self.model, None)
+
+    def check_interrupted(self) -> None:
+        """Leave an evaluation when training is to stop; every rank must ask."""
+        if self.is_in_train and self.interruption.asked():
+            raise EvaluationInterrupted
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Resume; models without adapters by the names that their checkpoints have, see `bring_back`."""
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
@@ -137,6 +236,7 @@ class DialogueTrainer(SFTTrainer):
             bring_back(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        check_checkpoint(Path(self.state.best_model_checkpoint))
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:

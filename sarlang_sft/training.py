@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from sarlang_sft.box_texts import write_table
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import save_ops
+from sarlang_sft.interruption import STOPPED_EXIT
 from sarlang_sft.lengths import Lengths, measure
 from sarlang_sft.mixture import DataSource, Mixture, read_mixture
 from sarlang_sft.packing import (
@@ -44,6 +46,7 @@ from sarlang_sft.packing import (
 )
 from sarlang_sft.quantisation import quantisation
 from sarlang_sft.records import read_dialogue_table, write_data_folder
+from sarlang_sft.runs import FINISHED, STOPPED, Run
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
 from sarlang_sft.trainable import (
@@ -227,18 +230,6 @@ def check_supervision(collator: TreeCollator | DialogueCollator, rows: PlannedRo
     collator([rows[0]])
 
 
-class SaveImageOps(TrainerCallback):
-    """Puts the image operations into every checkpoint, so that each can be evaluated as it was trained."""
-
-    def __init__(self, image_ops: list[str]) -> None:
-        self.image_ops = image_ops
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Called by the trainer on every rank after a checkpoint is written."""
-        if state.is_world_process_zero:
-            save_ops(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.image_ops)
-
-
 class CheckpointComponent(TrainerCallback):
     """Leaves activation checkpointing on in one component only."""
 
@@ -265,15 +256,13 @@ def build_trainer(
     tuning: TuningArguments,
     data: DataArguments,
     training: TrainArguments,
+    run: Run,
 ) -> DialogueTrainer:
     """TRL's trainer with our collator; prints the component table and refuses to train anything else than it says."""
     backbone = collator.backbone
     peft_config = lora_config(model, backbone, trainable, tuning)
     if peft_config is None:
         freeze_all_but(model, trainable)
-    callbacks: list[TrainerCallback] = [SaveImageOps(data.image_ops)]
-    if training.checkpointed != "both":
-        callbacks.append(CheckpointComponent(backbone, training.checkpointed))
     trainer = DialogueTrainer(
         model=model,
         args=training,
@@ -282,9 +271,10 @@ def build_trainer(
         eval_dataset=plan.val,
         processing_class=collator.processor,
         peft_config=peft_config,
-        callbacks=callbacks,
     )
-    trainer.plan(plan.train, backbone, attention.language_model)
+    trainer.plan(plan.train, backbone, attention.language_model, data.image_ops, run)
+    if training.checkpointed != "both":
+        trainer.add_callback(CheckpointComponent(backbone, training.checkpointed))
     run_frozen_without_gradient(trainer.model, backbone)
     check_trainable(trainer.model, trainable)
     if trainer.is_world_process_zero():
@@ -302,13 +292,28 @@ def build_trainer(
     return trainer
 
 
-def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str, float]) -> None:
+def leave_if_stopped(run: Run, trainer: DialogueTrainer) -> None:
+    """End the program with exit code 75 if training was stopped on request: its checkpoint is written."""
+    if not trainer.interruption.stopping:
+        return
+    run.leave(STOPPED)
+    if run.ranks.first:
+        folder = f"{run.folder}/checkpoint-{trainer.state.global_step}"
+        print(f"Stopped: {folder} is written; the same command goes on from there", flush=True)
+    run.ranks.wait()  # a launcher ends all ranks when the first has left
+    sys.exit(STOPPED_EXIT)
+
+
+def save_result(run: Run, trainer: DialogueTrainer, data: DataArguments, metrics: dict[str, float]) -> None:
     """Write the adapter (or model), its processor, image operations and metrics to the top of the output folder.
 
     Raises:
         RuntimeError: The adapter file does not hold every trained tensor in full (as ZeRO-3 could leave it).
     """
     trainer.save_model()
+    steps = trainer.state.global_step
+    metrics["train_loss"] = trainer._total_loss_scalar / max(1, steps)  # of the whole run, however often resumed
+    metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -325,3 +330,4 @@ def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str
             if trainer.model.peft_config["default"].init_lora_weights == "pissa":
                 save_as_lora(trainer.model, out)
         print(f"Done: {out}", flush=True)
+    run.leave(FINISHED)

@@ -68,7 +68,7 @@ def whole_folder(out: Path, own: Own | None = None, option: str = "--out") -> It
         try:
             building.chmod(0o755)
             yield building
-            _put_in_place(building, out)
+            put_in_place(building, out)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
@@ -108,7 +108,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise CannotWriteError(f"{path}: cannot be written ({error}); what was there is unchanged") from error
 
 
-def _put_in_place(new: Path, target: Path) -> None:
+def put_in_place(new: Path, target: Path) -> None:
     """Rename `new` to `target`; an earlier folder of that name is at `new` afterwards, or gone."""
     if not target.exists():
         os.rename(new, target)

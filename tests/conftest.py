@@ -17,6 +17,7 @@ from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import BACKBONES, Backbone, find_backbone
 from sarlang_sft.loading import build_skeleton, load_processor, load_weights
 from sarlang_sft.records import read_dialogue_table, write_data_folder
+from sarlang_sft.runs import open_run
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
 from sarlang_sft.trainable import Trainable, choose_trainable
@@ -111,10 +112,11 @@ def assemble(
     skeleton = build_skeleton(model.model_name_or_path, backbone)
     attention = prepare_attention(model, data, training)
     trainable, quantised = prepare_tuning(skeleton, backbone, model, tuning, training)
+    run = open_run(model, tuning, data, training)
     plan = plan or plan_rows(processor, backbone, skeleton.config, data, training)
     collator = make_collator(processor, backbone, data, attention)
     weights = load_weights(model.model_name_or_path, backbone, model.dtype, attention.by_config(), quantised)
-    return build_trainer(weights, collator, plan, attention, trainable, tuning, data, training), trainable
+    return build_trainer(weights, collator, plan, attention, trainable, tuning, data, training, run), trainable
 
 
 def make_trainer(

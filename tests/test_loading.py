@@ -66,12 +66,12 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     """Where the base's weights, the copies or the starting point belong to what a checkpoint must bring back."""
     results = []
-    for name, checkpoint in (("whole", None), ("resumed", tmp_path / "whole/checkpoint-2")):
+    for name, resume in (("whole", "auto"), ("resumed", str(tmp_path / "whole/checkpoint-2"))):
         trainer, _ = make_trainer(
             tinies[family], data, tmp_path / name, TuningArguments(**options), max_steps=4,
-            save_strategy="steps", save_steps=2, lr_scheduler_type="linear",
+            save_strategy="steps", save_steps=2, lr_scheduler_type="linear", resume=resume,
         )  # fmt: skip
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.train()
         results.append({n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad})
     for parameter, value in results[0].items():
         assert torch.allclose(value, results[1][parameter], atol=1e-7), parameter

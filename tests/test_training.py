@@ -203,7 +203,10 @@ def test_without_arguments_the_missing_sample_and_base_are_made(tmp_path: Path) 
         (["--average_tokens_across_devices", "false"], "average_tokens_across_devices: must stay on"),
         (["--loss_weighting", "image"], "loss_weighting `image`: choose token or answer"),
         (["--lora_alpha", "-1"], "lora_alpha -1"),
-        (["--resume_from_checkpoint", "missing"], "resume_from_checkpoint missing: no such folder"),
+        (["--resume_from_checkpoint", "missing"], "resume_from_checkpoint missing: say `resume` instead"),
+        (["--resume", "missing"], "resume missing: no such folder; give auto, never or a checkpoint's folder"),
+        (["--max_hours", "0"], "max_hours 0.0: must be above 0"),
+        (["--save_only_model", "true"], "save_only_model True: must stay False"),
         (["--lora_target_modules", "nothing"], "lora_target_modules `nothing`: matches no linear layer"),
         (["--lora_target_modules", ".*qkv"], "layers of the vision_tower (such as model.visual.blocks.0.attn.qkv)"),
         (["--tuning", "qlora", "--language_model", "full"], "quantised weights cannot be trained in full"),
@@ -281,7 +284,7 @@ def test_resumed_in_the_middle_of_an_epoch_equals_uninterrupted(
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed/checkpoint-7")
     words[words.index("--output_dir") + 1] = tmp_path / "resumed"
-    torchrun(ranks, LORA, *words, "--resume_from_checkpoint", tmp_path / "resumed/checkpoint-5")
+    torchrun(ranks, LORA, *words, "--resume", tmp_path / "resumed/checkpoint-5")
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 7
     ours, reference = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("resumed", "whole"))
     assert all(torch.equal(ours[key], reference[key]) for key in reference)

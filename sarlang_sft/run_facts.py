@@ -1,0 +1,189 @@
+"""What a run is made of, and what of it may differ when the run goes on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
+from sarlang_sft.environment import git_state, versions
+from sarlang_sft.errors import InputError
+from sarlang_sft.tuning import TuningArguments
+
+Facts = dict[str, Any]
+SAMPLED = 1 << 20  # bytes at the start, middle and end of a weight file that stand for all of it
+
+NOTHING = "changes nothing that is learned"
+ROUNDING = "the result is equal up to rounding"
+SCHEDULE = "the learning rate's schedule and the epochs to come follow the new length"
+ONWARDS = "holds from here on"
+WITHOUT_EFFECT = """
+    output_dir run_name project report_to disable_tqdm per_device_eval_batch_size prediction_loss_only push_to_hub
+    dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc ddp_timeout debug
+    skip_memory_metrics do_train do_eval do_predict local_rank resume max_hours max_bad_images load_best_model_at_end
+    include_num_input_tokens_seen model_name_or_path data image_root deepspeed tuning
+"""  # model, data and deepspeed are compared by what they hold
+WITHIN_ROUNDING = """
+    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
+    checkpointed activation_offloading attn_implementation torch_compile torch_compile_backend torch_compile_mode
+    torch_empty_cache_steps tf32 use_cpu ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
+    ddp_find_unused_parameters per_device_train_batch_size gradient_accumulation_steps
+"""
+MEANS = {
+    **dict.fromkeys(WITHOUT_EFFECT.split(), NOTHING),
+    **dict.fromkeys(WITHIN_ROUNDING.split(), ROUNDING),
+    **dict.fromkeys(["max_steps", "num_train_epochs"], SCHEDULE),
+    "max_grad_norm": ONWARDS,
+}
+DATA_FILES = ("manifest.json", "train.parquet", "val.parquet")
+FREE_GROUPS = ("logging_", "log_", "eval_", "val_", "save_", "hub_", "trackio_", "tiny_", "sample_")
+
+
+class Difference(NamedTuple):
+    """Something that is not what it was.
+
+    Attributes:
+        means: What follows if the run goes on all the same; None if it must not.
+        way_out: Said of what must not differ.
+    """
+
+    name: str
+    was: Any
+    now: Any
+    means: str | None
+    way_out: str = "set it back"
+
+    def __str__(self) -> str:
+        changed = f"{self.name}: {self.was} then, {self.now} now"
+        return f"{changed} ({self.means or self.way_out})"
+
+
+def collect_facts(
+    model: ModelArguments, tuning: TuningArguments, data: DataArguments, training: TrainArguments
+) -> Facts:
+    """What a run is made of, as JSON: options, fingerprints of base model and data, ranks, versions, git state."""
+    options = {**asdict(model), **asdict(tuning), **asdict(data), **training.to_dict()}
+    facts = {
+        "options": options,
+        "base": base_fingerprint(model.model_name_or_path),
+        "data": [
+            {
+                **asdict(source),
+                **{
+                    name: _sha256(Path(source.path) / name)
+                    for name in ("manifest.json", "train.parquet", "val.parquet")
+                },
+            }
+            for source in data.sources()
+        ],
+        "world_size": training.world_size,
+        "rows_per_step": rows_per_step(training),
+        "deepspeed": training.hf_deepspeed_config.config if training.hf_deepspeed_config else None,
+        "versions": versions(),
+        "git": git_state(Path(__file__).parent),
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
+def rows_per_step(training: TrainArguments) -> int:
+    """Rows of one step of the optimiser over all ranks."""
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def base_fingerprint(model_name_or_path: str) -> str:
+    """Tells a model from any other: the commit of one on the hub, or a SHA-256 over the files of a folder.
+
+    Of weight files it takes size, header and samples, so that 72 billion parameters are told apart in a moment.
+
+    Raises:
+        InputError: A model on the hub cannot be looked up.
+    """
+    folder = Path(model_name_or_path)
+    if not folder.is_dir():
+        try:
+            snapshot = snapshot_download(model_name_or_path, allow_patterns=["config.json"])
+        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+            raise InputError(f"model {model_name_or_path}: cannot be looked up ({error})") from error
+        return f"{model_name_or_path}@{Path(snapshot).name}"
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".txt"):
+            digest.update(f"{path.name}\0{_sha256(path)}\0".encode())
+        elif path.suffix == ".safetensors":
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with open(path, "rb") as file:
+                for place in (0, size // 2, max(0, size - SAMPLED)):
+                    file.seek(place)
+                    digest.update(file.read(SAMPLED))
+    return digest.hexdigest()
+
+
+def find_differences(was: Facts, now: Facts) -> list[Difference]:
+    """Everything that differs between two runs' facts, what must not differ first."""
+    found = [*_of_base_and_data(was, now), *_of_ranks(was, now), *_of_options(was, now)]
+    for name, version in now["versions"].items():
+        if was["versions"].get(name) != version:
+            found.append(Difference(name, was["versions"].get(name), version, "results may differ"))
+    return sorted(found, key=lambda difference: difference.means is not None)
+
+
+def _of_base_and_data(was: Facts, now: Facts) -> Iterator[Difference]:
+    if was["base"] != now["base"]:
+        names = (facts["options"]["model_name_or_path"] for facts in (was, now))
+        yield Difference("base model", *names, None, "its files are not the same: give the model that it began with")
+    then, here = was["data"], now["data"]
+    if len(then) != len(here):
+        yield Difference("data", f"{len(then)} folders", f"{len(here)} folders", None)
+    for old, new in zip(then, here, strict=False):
+        for name in ("train.parquet", "weight", "tasks", "subsets", "caps"):
+            if old[name] != new[name]:
+                shown = [value[:12] if name == "train.parquet" else value for value in (old[name], new[name])]
+                yield Difference(f"data {new['path']}: {name}", *shown, None, "the order of learning depends on it")
+        if old["val.parquet"] != new["val.parquet"]:
+            shown = [str(value)[:12] for value in (old["val.parquet"], new["val.parquet"])]
+            yield Difference(f"data {new['path']}: val.parquet", *shown, "scores on val are not those of before")
+
+
+def _of_ranks(was: Facts, now: Facts) -> Iterator[Difference]:
+    stages = [_zero_stage(facts["deepspeed"]) for facts in (was, now)]
+    if stages[0] != stages[1]:
+        yield Difference("deepspeed", *stages, None, "the optimiser's state is kept otherwise")
+    elif was["deepspeed"] != now["deepspeed"]:
+        yield Difference("deepspeed", "one configuration", "another", ROUNDING)
+    if was["rows_per_step"] != now["rows_per_step"]:
+        yield Difference(
+            "rows per step", was["rows_per_step"], now["rows_per_step"], None,
+            "keep processes x per_device_train_batch_size x gradient_accumulation_steps",
+        )  # fmt: skip
+    if was["world_size"] != now["world_size"]:
+        cut = now["deepspeed"] is not None
+        means = None if cut else f"{ROUNDING}; dropout is drawn anew"
+        yield Difference(
+            "processes", was["world_size"], now["world_size"], means,
+            "DeepSpeed has cut the optimiser's state for as many",
+        )  # fmt: skip
+
+
+def _zero_stage(config: dict[str, Any] | None) -> str:
+    return "off" if config is None else f"ZeRO-{config.get('zero_optimization', {}).get('stage', 0)}"
+
+
+def _of_options(was: Facts, now: Facts) -> Iterator[Difference]:
+    then, here = was["options"], now["options"]
+    for name in here:
+        if name in then and then[name] != here[name]:
+            means = NOTHING if name.startswith(FREE_GROUPS) else MEANS.get(name)
+            yield Difference(name, repr(then[name]), repr(here[name]), means)
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,226 @@
+"""The output folder as the home of one run: its lock, its id, and where it goes on."""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
+from sarlang_sft.checkpoints import (
+    BrokenCheckpointError,
+    check_checkpoint,
+    list_checkpoints,
+    read_seal,
+    remove_left_overs,
+    step_of,
+)
+from sarlang_sft.errors import BAD_INPUT, InputError
+from sarlang_sft.ranks import Ranks
+from sarlang_sft.run_facts import SCHEDULE, Difference, Facts, collect_facts, find_differences
+from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.whole_output import whole_file
+
+RUN, LOCK = "run.json", ".lock"
+RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
+Value = TypeVar("Value")
+
+
+@dataclass
+class Run:
+    """A run in its output folder.
+
+    Attributes:
+        id: Stays the same as often as the run is resumed.
+        checkpoint: Where it goes on; None at the start.
+        facts: What it is made of; every checkpoint keeps them.
+        lock: Held on rank 0 until the process ends, however it ends.
+    """
+
+    folder: Path
+    id: str
+    checkpoint: Path | None
+    facts: Facts
+    ranks: Ranks
+    lock: BinaryIO | None
+
+    def leave(self, state: str) -> None:
+        """Note that the run was stopped on request, or is finished."""
+        if self.ranks.first:
+            _write(self.folder, self.id, state, self.facts)
+
+
+class Entry(NamedTuple):
+    """What rank 0 found in the output folder."""
+
+    id: str
+    checkpoint: Path | None
+    lock: BinaryIO
+
+
+def open_run(model: ModelArguments, tuning: TuningArguments, data: DataArguments, training: TrainArguments) -> Run:
+    """Make the output folder this run's, and find where it goes on by the option `resume`.
+
+    Ends the program with exit code 0 if the run is finished already.
+
+    Raises:
+        InputError: Another process runs there, what is there cannot be gone on with, or it cannot be written. Nothing
+            has been written then.
+    """
+    ranks = Ranks(timedelta(seconds=training.ddp_timeout))
+    facts = collect_facts(model, tuning, data, training)
+    out = Path(training.output_dir)
+    entry = _on_first(ranks, lambda: _enter(out, training.resume, facts))
+    if entry is None:
+        sys.exit(0)
+    run_id, checkpoint, lock = entry
+    seen = ranks.gather(None if _read(out).get("id") == run_id else socket.gethostname())
+    if blind := [f"rank {rank} on {host}" for rank, host in enumerate(seen) if host]:
+        raise InputError(f"output_dir {out}: {blind[0]} does not see it; put it on a file system that all nodes share")
+    training.run_name = training.run_name or f"{out.resolve().name}-{run_id}"
+    return Run(out, run_id, checkpoint, {**facts, "run_id": run_id}, ranks, lock)
+
+
+def _on_first(ranks: Ranks, work: Callable[[], Entry | None]) -> Entry | None:
+    """Do the work on rank 0; what it finds, or that it failed, is known to all ranks."""
+    found, problem = None, None
+    if ranks.first:
+        try:
+            found = work()
+        except InputError as error:
+            problem = error
+    if ranks.from_first(problem is not None):
+        if problem is None:
+            sys.exit(BAD_INPUT)  # rank 0 says why
+        raise problem
+    lock = found.lock if found else None
+    shared = ranks.from_first(found and found._replace(lock=None))
+    return shared and shared._replace(lock=lock)
+
+
+def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
+    """Decide where the run goes on, then take the folder; None if the run is finished."""
+    held = _lock(out, create=False)  # closing any handle of the file would release the lock
+    earlier = _read(out)
+    if resume == "never" and (earlier or list_checkpoints(out)):
+        raise InputError(
+            f"output_dir {out}: holds a run already; go on with it by `--resume auto`, or choose another output_dir"
+        )
+    checkpoint = _choose(out, resume)
+    if earlier.get("state") == FINISHED and resume == "auto":
+        differences = find_differences(earlier["facts"], facts)
+        longer = any(difference.means == SCHEDULE for difference in differences)
+        _refuse(differences, f"output_dir {out}: its run is finished and was made")
+        if not longer:
+            print(f"{out}: this run is finished. Train longer with a larger max_steps, or choose another output_dir")
+            return None
+        if checkpoint is None:
+            raise InputError(
+                f"output_dir {out}: its run is finished and left no checkpoint; choose another output_dir"
+            )
+    run_id = earlier.get("id")
+    if checkpoint:
+        seal = read_seal(checkpoint)
+        differences = find_differences(seal.facts, facts)
+        _refuse(differences, f"resume: {checkpoint} was written")
+        here = checkpoint.parent.resolve() == out.resolve()
+        if earlier and not here:
+            raise InputError(f"output_dir {out}: holds another run than {checkpoint}; choose another output_dir")
+        run_id = (run_id or seal.facts["run_id"]) if here else None
+        print(f"Resuming from {checkpoint}", *differences, sep="\n  ", flush=True)
+    elif earlier and any(difference.means is None for difference in find_differences(earlier["facts"], facts)):
+        run_id = None  # it left nothing behind, and this is another one
+    run_id = run_id or secrets.token_hex(4)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = held or _lock(out, create=True)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        lock.flush()
+        remove_left_overs(out)
+        if checkpoint and checkpoint.parent.resolve() == out.resolve():
+            _set_aside([path for path in list_checkpoints(out) if step_of(path) > step_of(checkpoint)])
+        _write(out, run_id, RUNNING, {**facts, "run_id": run_id})
+    except OSError as error:
+        raise InputError(f"output_dir {out}: cannot be written ({error})") from error
+    return Entry(run_id, checkpoint, lock)
+
+
+def _choose(out: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from; prints why broken ones are not taken."""
+    if resume not in ("auto", "never"):
+        try:
+            check_checkpoint(Path(resume))
+        except BrokenCheckpointError as error:
+            raise InputError(f"resume {resume}: cannot be used: {error}") from error
+        return Path(resume)
+    for folder in list_checkpoints(out):
+        try:
+            check_checkpoint(folder)
+        except BrokenCheckpointError as error:
+            print(f"Left out: {error}", flush=True)
+        else:
+            return folder
+    return None
+
+
+def _refuse(differences: list[Difference], what: str) -> None:
+    if wrong := [str(difference) for difference in differences if difference.means is None]:
+        raise InputError(f"{what} otherwise: {'; '.join(wrong)}. Or choose another output_dir")
+
+
+def _set_aside(checkpoints: list[Path]) -> None:
+    """Checkpoints ahead of the chosen one would be taken for its continuation at the next start."""
+    for path in checkpoints:
+        aside = path.with_name(f"left-{path.name}-{int(time.time())}")
+        os.rename(path, aside)
+        print(f"{path.name} is ahead of it and is now {aside}", flush=True)
+
+
+def _read(out: Path) -> dict[str, Any]:
+    """The run file; empty if there is none, or none that can be read (its checkpoints know the run's id too)."""
+    try:
+        content = json.loads((out / RUN).read_text(encoding="utf-8"))
+        return content if content.keys() >= {"id", "state", "facts"} else {}
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return {}
+
+
+def _write(out: Path, run_id: str, state: str, facts: Facts) -> None:
+    with whole_file(out / RUN) as file:
+        file.write(json.dumps({"id": run_id, "state": state, "facts": facts}, indent=1).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lock(out: Path, create: bool) -> BinaryIO | None:
+    """Hold the folder until this process ends, however it ends.
+
+    It is a lock of the process, which loader workers do not inherit: they may outlive it for a moment.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    path = out / LOCK
+    if not create and not path.exists():
+        return None
+    try:
+        file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - held until the process ends
+    except OSError as error:
+        raise InputError(f"output_dir {out}: cannot be written ({error})") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            holder = file.read().decode(errors="replace").strip() or "another process"
+            raise InputError(f"output_dir {out}: {holder} trains there now; wait for it, or choose another") from error
+        print(f"{out}: cannot be locked ({error}); see to it that no two runs share it", flush=True)
+    return file
