@@ -24,6 +24,7 @@ import setting
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import find_backbone
 from sarlang_sft.loading import build_skeleton, load_processor, load_weights
+from sarlang_sft.runs import open_run
 from sarlang_sft.training import build_trainer, make_collator, plan_rows, prepare_attention, prepare_tuning
 from sarlang_sft.tuning import TUNINGS, TuningArguments
 
@@ -44,11 +45,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     skeleton = build_skeleton(folder, backbone)
     attention = prepare_attention(model, data, training)
     trainable, quantisation = prepare_tuning(skeleton, backbone, model, tuning, training)
+    opened = open_run(model, tuning, data, training)
     plan = plan_rows(processor, backbone, skeleton.config, data, training)
     collator = make_collator(processor, backbone, data, attention)
     before = setting.peak_memory()
     weights = load_weights(folder, backbone, options.dtype, attention.by_config(), quantisation)
-    trainer = build_trainer(weights, collator, plan, attention, trainable, tuning, data, training)
+    trainer = build_trainer(weights, collator, plan, attention, trainable, tuning, data, training, opened)
     trainer.train()
     *_, timed = [entry for entry in trainer.state.log_history if "qa_per_s" in entry]
     return {

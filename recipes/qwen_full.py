@@ -70,8 +70,8 @@ def main() -> None:
     )
     trainer = build_trainer(model, collator, plan, attention, trainable, tuning, data, training, run)
     result = trainer.train()
-    leave_if_stopped(run, trainer)
-    save_result(run, trainer, data, result.metrics)
+    leave_if_stopped(trainer)
+    save_result(trainer, data, result.metrics)
 
 
 if __name__ == "__main__":

@@ -116,15 +116,19 @@ def keep_initial(model: PeftModel, out: Path) -> None:
     model.peft_config["default"].init_lora_weights = "pissa"
 
 
-def save_as_lora(model: PeftModel, out: Path) -> None:
+def save_as_lora(model: PeftModel, out: Path, initial: Path) -> None:
     """PiSSA (arXiv 2404.02948): turn the saved adapter into a LoRA of twice the rank that fits the untouched base.
 
     In training the base's weights lack what the adapters start from.
+
+    Args:
+        out: Folder of the saved adapter.
+        initial: What [`keep_initial`] wrote; removed.
     """
     weights = out / "adapter_model.safetensors"
     in_full = {name: tensor for name, tensor in load_file(weights).items() if ".lora_" not in name}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "PiSSA changes the base weights")  # which this mends
-        model.save_pretrained(out, path_initial_model_for_weight_conversion=str(out / INITIAL))
+        model.save_pretrained(out, path_initial_model_for_weight_conversion=str(initial))
     save_file({**load_file(weights), **in_full}, weights, {"format": "pt"})  # PEFT converts adapters alone
-    shutil.rmtree(out / INITIAL)
+    shutil.rmtree(initial)

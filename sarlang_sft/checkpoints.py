@@ -131,39 +131,51 @@ def new_checkpoint(out: Path, step: int, facts: dict[str, Any], ranks: Ranks) ->
         CannotWriteError: It could not be written; what was there is unchanged.
     """
     target, building = out / f"checkpoint-{step}", out / f".checkpoint-{step}.part"
+    with told_what_is_left(out, target.name):
+        try:
+            if ranks.first:
+                shutil.rmtree(building, ignore_errors=True)
+                building.mkdir(parents=True)
+            ranks.wait()
+            yield building
+            ranks.wait()
+            files = sorted(path for path in building.rglob("*") if path.is_file())
+            own = {
+                path.relative_to(building).as_posix(): {"bytes": _flush(path), "sha256": _sha256(path)}
+                for path in files[ranks.own :: ranks.count]
+            }
+            entries = {name: entry for part in ranks.gather(own) for name, entry in part.items()}
+            if ranks.first:
+                content = {"version": VERSION, "step": step, "files": dict(sorted(entries.items())), "facts": facts}
+                (building / SEAL).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                _flush(building / SEAL)
+                for folder in [*(path for path in building.rglob("*") if path.is_dir()), building]:
+                    _flush(folder)
+                put_in_place(building, target)
+                _flush(out)
+            ranks.wait()
+        finally:
+            if ranks.first:
+                shutil.rmtree(building, ignore_errors=True)
+
+
+@contextmanager
+def told_what_is_left(out: Path, what: str) -> Iterator[None]:
+    """Turn the errors of writing into an output folder into one that says how to go on.
+
+    Raises:
+        CannotWriteError: Something could not be written: the disk is full, or out of reach.
+    """
     try:
-        if ranks.first:
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir(parents=True)
-        ranks.wait()
-        yield building
-        ranks.wait()
-        files = sorted(path for path in building.rglob("*") if path.is_file())
-        own = {
-            path.relative_to(building).as_posix(): {"bytes": _flush(path), "sha256": _sha256(path)}
-            for path in files[ranks.own :: ranks.count]
-        }
-        entries = {name: entry for part in ranks.gather(own) for name, entry in part.items()}
-        if ranks.first:
-            content = {"version": VERSION, "step": step, "files": dict(sorted(entries.items())), "facts": facts}
-            (building / SEAL).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            _flush(building / SEAL)
-            for folder in [*(path for path in building.rglob("*") if path.is_dir()), building]:
-                _flush(folder)
-            put_in_place(building, target)
-            _flush(out)
-            shutil.rmtree(building, ignore_errors=True)  # an earlier one of this name
-        ranks.wait()
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if ranks.first:
-            shutil.rmtree(building, ignore_errors=True)
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):  # how torch.save fails
             raise
         last = last_complete(out)
         raise CannotWriteError(
-            f"output_dir {out}: checkpoint-{step} cannot be written ({str(error).splitlines()[0]}); "
-            f"{f'{last.name} is the last complete one' if last else 'there is no earlier one'}. Make room and start "
-            "the same command again"
+            f"output_dir {out}: {what} cannot be written ({str(error).splitlines()[0]}); "
+            f"{f'{last.name} is the last complete checkpoint' if last else 'there is no complete checkpoint'}. Make "
+            "room, and start the same command again"
         ) from error
 
 

@@ -23,11 +23,12 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sarlang_sft.adapters import keep_initial, lora_config, save_as_lora
+from sarlang_sft.adapters import INITIAL, keep_initial, lora_config, save_as_lora
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.attention import FLEX, Attention, check_isolates_branches, choose_attention
 from sarlang_sft.backbones import BACKBONES, Backbone, component_of
 from sarlang_sft.box_texts import write_table
+from sarlang_sft.checkpoints import told_what_is_left
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import save_ops
@@ -292,10 +293,11 @@ def build_trainer(
     return trainer
 
 
-def leave_if_stopped(run: Run, trainer: DialogueTrainer) -> None:
+def leave_if_stopped(trainer: DialogueTrainer) -> None:
     """End the program with exit code 75 if training was stopped on request: its checkpoint is written."""
     if not trainer.interruption.stopping:
         return
+    run = trainer.run
     run.leave(STOPPED)
     if run.ranks.first:
         folder = f"{run.folder}/checkpoint-{trainer.state.global_step}"
@@ -304,30 +306,40 @@ def leave_if_stopped(run: Run, trainer: DialogueTrainer) -> None:
     sys.exit(STOPPED_EXIT)
 
 
-def save_result(run: Run, trainer: DialogueTrainer, data: DataArguments, metrics: dict[str, float]) -> None:
+def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str, float]) -> None:
     """Write the adapter (or model), its processor, image operations and metrics to the top of the output folder.
 
+    Every file gets its place when all are written.
+
     Raises:
+        CannotWriteError: They could not be written.
         RuntimeError: The adapter file does not hold every trained tensor in full (as ZeRO-3 could leave it).
     """
-    trainer.save_model()
-    steps = trainer.state.global_step
-    metrics["train_loss"] = trainer._total_loss_scalar / max(1, steps)  # of the whole run, however often resumed
-    metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
-    trainer.save_metrics("train", metrics)
-    trainer.save_state()
+    out = Path(trainer.args.output_dir)
+    part = out / ".result.part"
+    with told_what_is_left(out, "the result"):
+        trainer.save_model(str(part))
+        if trainer.is_world_process_zero():
+            save_ops(part, data.image_ops)
+            if isinstance(trainer.model, PeftModel):
+                _check_adapter(part / "adapter_model.safetensors", trainer.model)
+                if trainer.model.peft_config["default"].init_lora_weights == "pissa":
+                    save_as_lora(trainer.model, part, out / INITIAL)
+            for path in part.iterdir():
+                os.replace(path, out / path.name)
+            part.rmdir()
+        steps = trainer.state.global_step
+        metrics["train_loss"] = trainer._total_loss_scalar / max(1, steps)  # of the whole run, however often resumed
+        metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
+        trainer.save_metrics("train", metrics)
+        trainer.save_state()
+        trainer.run.leave(FINISHED)
     if trainer.is_world_process_zero():
-        out = Path(trainer.args.output_dir)
-        save_ops(out, data.image_ops)
-        adapter = out / "adapter_model.safetensors"
-        if isinstance(trainer.model, PeftModel):
-            expected = sum(parameter.requires_grad for parameter in trainer.model.parameters())
-            sizes = [tensor.numel() for tensor in load_file(adapter).values()]
-            if len(sizes) != expected or not all(sizes):
-                raise RuntimeError(
-                    f"{adapter}: holds {len(sizes)} tensors ({sizes.count(0)} empty), expected {expected}"
-                )
-            if trainer.model.peft_config["default"].init_lora_weights == "pissa":
-                save_as_lora(trainer.model, out)
         print(f"Done: {out}", flush=True)
-    run.leave(FINISHED)
+
+
+def _check_adapter(path: Path, model: PeftModel) -> None:
+    expected = sum(parameter.requires_grad for parameter in model.parameters())
+    sizes = [tensor.numel() for tensor in load_file(path).values()]
+    if len(sizes) != expected or not all(sizes):
+        raise RuntimeError(f"{path}: holds {len(sizes)} tensors ({sizes.count(0)} empty), expected {expected}")
