@@ -1,0 +1,135 @@
+"""Training runs as processes that can be killed at any moment, and what must hold of their output folder after it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from sarlang_sft.checkpoints import check_checkpoint, last_complete, list_checkpoints
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes/qwen_lora.py"
+STARTED = "trainable: "  # of the component table, which is printed when everything is loaded
+PATIENCE = 300  # seconds until a drill that does not move counts as hung
+
+
+@dataclass
+class Drill:
+    """A training of a tiny model: image trees, shuffling, turn sampling, augmentation and dropout on.
+
+    Attributes:
+        options: Of the recipe, beside those of every drill.
+        ranks: Processes, started by torchrun if there are several.
+    """
+
+    model: Path
+    data: Path
+    out: Path
+    options: dict[str, object] = field(default_factory=dict)
+    ranks: int = 1
+
+    def words(self) -> list[str]:
+        """The command."""
+        options = {
+            "model_name_or_path": self.model, "data": self.data, "output_dir": self.out, "dtype": "float32",
+            "use_cpu": "true", "max_steps": 30, "logging_steps": 3, "learning_rate": 1e-3, "save_strategy": "steps",
+            "save_steps": 4, "save_total_limit": 2, "gradient_checkpointing": "false", "turns_per_image": 4,
+            "max_tokens_per_row": 600, "lora_dropout": 0.1, "image_ops": "shift:4", "disable_tqdm": "true",
+            "per_device_train_batch_size": 2 // self.ranks, "dataloader_num_workers": 1, "report_to": "none",
+            **self.options,
+        }  # fmt: skip
+        start = [sys.executable]
+        if self.ranks > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.ranks)]
+        return [*start, str(RECIPE), *[str(word) for name, value in options.items() for word in (f"--{name}", value)]]
+
+    def start(self) -> "Process":
+        """Start it in a group of processes of its own."""
+        return Process(self.words())
+
+    def finish(self, code: int = 0) -> str:
+        """Run it to its end; its output, after checking its exit code."""
+        process = self.start()
+        assert process.wait() == code, process.output()
+        return process.output()
+
+    def losses(self) -> dict[int, float]:
+        """Every logged loss by its step."""
+        history = json.loads((self.out / "trainer_state.json").read_text())["log_history"]
+        return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The final adapter."""
+        return load_file(self.out / "adapter_model.safetensors")
+
+    def run_id(self) -> str:
+        """The id of the run in its output folder."""
+        return json.loads((self.out / "run.json").read_text())["id"]
+
+
+class Process:
+    """A started program whose output goes to a file."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 - lives as long as the process
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            words, stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return Path(self.log.name).read_text(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        """Return when it has printed the text, or has ended."""
+        end = time.monotonic() + PATIENCE
+        while text not in self.output() and self.process.poll() is None:
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.05)
+
+    def wait(self) -> int:
+        """Its exit code; a process that hangs is killed and fails the drill."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"hangs:\n{self.output()}") from None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9 of everything it has started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def kill_at_random(drill: Drill, rng: random.Random, longest: float) -> Process:
+    """Start a drill and kill it at any moment from its first line to `longest` seconds after it has loaded."""
+    process = drill.start()
+    if rng.random() < 0.8:
+        process.wait_for(STARTED)
+    try:
+        process.process.wait(rng.uniform(0, longest))
+    except subprocess.TimeoutExpired:
+        process.kill()
+    return process
+
+
+def check_usable(out: Path) -> None:
+    """Whatever has a checkpoint's name is a whole checkpoint."""
+    for folder in list_checkpoints(out):
+        check_checkpoint(folder)
+    if list_checkpoints(out):
+        assert last_complete(out) == list_checkpoints(out)[0]
