@@ -15,7 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from sarlang_sft.backbones import Backbone, training_template
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import path_inside
-from sarlang_sft.imagery import load_picture
+from sarlang_sft.imagery import AUGMENTING_OPS, load_picture, parse_ops
 
 IGNORED = -100
 Message = dict[str, Any]
@@ -118,26 +118,25 @@ class Encoder:
     """What the flat and the tree collator share: pictures read, conversations tokenised, the processor called.
 
     Args:
-        image_ops: Named operations of `imagery`; augmenting ones apply to rows of the split `train` alone.
+        image_ops: Named operations of `imagery`; augmenting ones apply to rows of the split `train` alone, which must
+            then have a `draw` (see `packing.PlannedRows`).
     """
 
     def __init__(self, processor: ProcessorMixin, backbone: Backbone, image_ops: list[str]) -> None:
         self.processor = processor
         self.backbone = backbone
         self.image_ops = image_ops
+        self.augments = any(name in AUGMENTING_OPS for name, _ in parse_ops(image_ops))
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(backbone.image_token)
 
     def pictures(self, rows: list[dict[str, Any]]) -> list[Image.Image]:
         """The images of every row in order; raises [`InputError`] naming one that cannot be read."""
-        # torch's generator is seeded anew in every loader worker and saved with checkpoints; numpy's is not.
-        rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        return [
-            load_picture(
-                path_inside(Path(row["image_root"]), image), self.image_ops, rng if row["split"] == "train" else None
-            )
-            for row in rows
-            for image in row["images"]
-        ]
+        pictures = []
+        for row in rows:
+            rng = np.random.default_rng(row["draw"]) if self.augments and row["split"] == "train" else None
+            root = Path(row["image_root"])
+            pictures += [load_picture(path_inside(root, image), self.image_ops, rng) for image in row["images"]]
+        return pictures
 
     def process(self, pictures: list[Image.Image], texts: list[str]) -> dict[str, torch.Tensor]:
         """The processor's tensors of texts whose placeholders stand for the pictures in order, right-padded."""
@@ -167,7 +166,7 @@ class Encoder:
 
 
 class DialogueCollator(Encoder):
-    """Rows of dialogues (`id, turns, images, image_root, split`) to a padded batch, one dialogue per sequence."""
+    """Dialogues (`id, turns, images, image_root, split, draw`) to a padded batch, one per sequence."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, L) int64, right-padded, and the processor's image tensors.

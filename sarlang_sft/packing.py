@@ -214,30 +214,40 @@ def plan_epochs(
 class PlannedRows(Dataset):
     """The rows of all epochs as what the collators take: a dialogue (flat), or a list of trees.
 
+    A dialogue is a row of the table with `draw` added, four numbers that seed the augmentation of its tree: they name
+    its place in the plan, so that it is augmented alike by any worker or rank, and in a resumed run.
+
     Accelerate calls `set_epoch` before each epoch, in resumed runs too; loader processes start after it.
+
+    Args:
+        seed: Of the plan.
     """
 
-    def __init__(self, table: pa.Table, epochs: list[list[Row]], trees: bool) -> None:
+    def __init__(self, table: pa.Table, epochs: list[list[Row]], trees: bool, seed: int = 0) -> None:
         self.dialogues = datasets.Dataset(InMemoryTable(table))
         self.epochs = epochs
         self.trees = trees
+        self.seed = seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; epochs beyond the plan begin it anew."""
-        self.epoch = epoch % len(self.epochs)
+        """Choose the epoch; epochs beyond the plan take its rows anew, augmented otherwise."""
+        self.epoch = epoch
+
+    def _rows(self) -> list[Row]:
+        return self.epochs[self.epoch % len(self.epochs)]
 
     def __len__(self) -> int:
-        return len(self.epochs[self.epoch])
+        return len(self._rows())
 
     def __getitem__(self, index: int) -> Any:
-        row = self.epochs[self.epoch][index]
-        if not self.trees:
-            return self.dialogues[int(row[0][0])]
-        numbers = np.concatenate(row).tolist()
-        columns = self.dialogues[numbers]
+        row = self._rows()[index]
+        columns = self.dialogues[np.concatenate(row).tolist()]
         dialogues = iter([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
-        return [[next(dialogues) for _ in tree] for tree in row]
+        # Trees count from 1: zeros at the end change no generator, and [seed, epoch] alone draws the plan.
+        draws = [[self.seed, self.epoch, index, number] for number in range(1, len(row) + 1)]
+        trees = [[next(dialogues) | {"draw": draw} for _ in tree] for tree, draw in zip(row, draws, strict=True)]
+        return trees if self.trees else trees[0][0]
 
 
 def describe_left_out(left_out: list[LeftOut], table: pa.Table) -> list[str]:

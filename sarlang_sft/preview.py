@@ -21,7 +21,6 @@ from sarlang_sft.boxes import Frame, box_problem, corners
 from sarlang_sft.collate import IGNORED, DialogueCollator, Encoder
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import header_size
-from sarlang_sft.imagery import AUGMENTING_OPS, parse_ops
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, Draw, read_mixture
 from sarlang_sft.packing import HINTS, Layout, make_trees
@@ -176,13 +175,12 @@ def make_sheet(model: str, data: DataArguments, split: str, images: int, seed: i
     boxes = read_boxes(data.sources(), split, table)
     collator = (TreeCollator if data.image_trees else DialogueCollator)(processor, backbone, data.image_ops)
     entries = []
-    with torch.random.fork_rng(devices=[]):  # which the collator draws augmentations from
-        torch.manual_seed(seed or 0)
-        for number in tqdm(boxes, desc="preview", unit=" images"):
-            rows = np.flatnonzero(lengths.record == number)
-            own = [table.take(tree).to_pylist() for tree in trees if lengths.record[tree[0]] == number]
-            without = [(table["id"][row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
-            entries.append(make_entry(collator, table.take(rows).to_pylist(), own, boxes[number], without))
+    for number in tqdm(boxes, desc="preview", unit=" images"):
+        rows = np.flatnonzero(lengths.record == number)
+        drawn = [tree for tree in trees if lengths.record[tree[0]] == number]
+        own = [[dialogue | {"draw": [seed or 0, number]} for dialogue in table.take(t).to_pylist()] for t in drawn]
+        without = [(table["id"][row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
+        entries.append(make_entry(collator, table.take(rows).to_pylist(), own, boxes[number], without))
     family = next(name for name, row in BACKBONES.items() if row is backbone)
     options = {"model": model, "family": family, **describe_options(data, split, seed)}
     return Sheet(options, len(pc.unique(everything["record"])), entries)
@@ -274,8 +272,7 @@ def make_views(
 
     Where an augmenting operation moves the picture, boxes are not drawn: nothing tells where to.
     """
-    moving = any(name in AUGMENTING_OPS for name, _ in parse_ops(encoder.image_ops))
-    if number > 0 or (moving and dialogue["split"] == "train"):
+    if number > 0 or (encoder.augments and dialogue["split"] == "train"):
         boxes = []
     size = dialogue["width"], dialogue["height"]
     frame = frame_of(encoder.processor, encoder.backbone, encoder.image_ops, *size)

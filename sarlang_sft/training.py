@@ -213,7 +213,7 @@ def _plan_split(
         epochs = plan_epochs(mixture, lengths, left_out, layout, training.seed, wanted)
     if training.process_index == 0:
         print(f"{split} {describe_plan(epochs, lengths, layout)}", flush=True)
-    return PlannedRows(table, epochs, data.image_trees)
+    return PlannedRows(table, epochs, data.image_trees, training.seed)
 
 
 def make_collator(

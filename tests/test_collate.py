@@ -97,10 +97,8 @@ def test_augmentation_moves_training_images_only(tiny: Path, pictures: Path) -> 
     backbone = find_backbone(str(tiny))
     collate = DialogueCollator(load_processor(str(tiny), backbone), backbone, ["shift:9"])
     for split, moves in (("train", True), ("val", False), ("test", False)):
-        seen = {
-            collate([row(TURNS[:1], ["b.png"], pictures) | {"split": split}])["pixel_values"].sum().item()
-            for _ in range(6)
-        }
+        rows = [row(TURNS[:1], ["b.png"], pictures) | {"split": split, "draw": [draw]} for draw in range(6)]
+        seen = {collate([one])["pixel_values"].sum().item() for one in rows}
         assert (len(seen) > 1) == moves, split
 
 
