@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from sarlang_sft.checkpoints import check_checkpoint, last_complete, list_checkp
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/qwen_lora.py"
-STARTED = "trainable: "  # of the component table, which is printed when everything is loaded
 PATIENCE = 300  # seconds until a drill that does not move counts as hung
 
 
@@ -90,12 +90,16 @@ class Process:
         """What it has printed so far."""
         return Path(self.log.name).read_text(errors="replace")
 
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Return when it has happened, or the process has ended."""
+        end = time.monotonic() + PATIENCE
+        while not happened() and self.process.poll() is None:
+            assert time.monotonic() < end, f"hangs:\n{self.output()}"
+            time.sleep(0.02)
+
     def wait_for(self, text: str) -> None:
         """Return when it has printed the text, or has ended."""
-        end = time.monotonic() + PATIENCE
-        while text not in self.output() and self.process.poll() is None:
-            assert time.monotonic() < end, self.output()
-            time.sleep(0.05)
+        self.wait_until(lambda: text in self.output())
 
     def wait(self) -> int:
         """Its exit code; a process that hangs is killed and fails the drill."""
@@ -115,16 +119,22 @@ class Process:
         self.process.wait()
 
 
-def kill_at_random(drill: Drill, rng: random.Random, longest: float) -> Process:
-    """Start a drill and kill it at any moment from its first line to `longest` seconds after it has loaded."""
+def kill_at_random(drill: Drill, rng: random.Random, longest: float) -> bool:
+    """Start a drill and kill it within `longest` seconds of its next checkpoint, or, one time in five, of its start.
+
+    Returns:
+        Whether it was still running.
+    """
+    before = last_complete(drill.out)
     process = drill.start()
-    if rng.random() < 0.8:
-        process.wait_for(STARTED)
+    if before is None or rng.random() < 0.8:
+        process.wait_until(lambda: last_complete(drill.out) != before)
     try:
         process.process.wait(rng.uniform(0, longest))
+        return False
     except subprocess.TimeoutExpired:
         process.kill()
-    return process
+        return True
 
 
 def check_usable(out: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from drills.runs import ROOT, Drill, check_usable, kill_at_random
 
 ZERO2 = {"deepspeed": ROOT / "deepspeed_configs/zero2.json"}
@@ -26,21 +27,21 @@ def test_a_killed_run_ends_like_one_that_nobody_disturbed(
     ranks: int, options: dict, kills: int, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
     rng = random.Random(kills)
-    options = {**options, "max_steps": 12 * kills}
+    options = {**options, "max_steps": 20 * kills}
     whole = Drill(tiny, data, tmp_path / "whole", options, ranks)
     whole.finish()
     killed = Drill(tiny, data, tmp_path / "killed", options, ranks)
     ids = set()
     for _ in range(kills):
-        kill_at_random(killed, rng, longest=5.0)
+        assert kill_at_random(killed, rng, longest=1.0)
         check_usable(killed.out)
         if (killed.out / "run.json").is_file():
             ids.add(killed.run_id())
-    output = killed.finish()
-    assert ids == {killed.run_id()} and "Resuming from" in output
+    killed.finish()
+    assert ids == {killed.run_id()}
     tolerance = 0 if ranks == 1 else 1e-6
     losses, expected = killed.losses(), whole.losses()
-    assert losses.keys() == expected.keys() == set(range(3, 12 * kills + 1, 3))
-    assert all(abs(losses[step] - expected[step]) <= tolerance for step in expected)
+    assert losses.keys() == expected.keys() == set(range(3, 20 * kills + 1, 3))
+    assert max(abs(losses[step] - expected[step]) for step in expected) <= tolerance
     adapter, reference = killed.adapter(), whole.adapter()
     assert all(torch.allclose(adapter[name], reference[name], rtol=0, atol=tolerance) for name in reference)
