@@ -169,7 +169,7 @@ def told_what_is_left(out: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):  # how torch.save fails
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # where torch.save writes
             raise
         last = last_complete(out)
         raise CannotWriteError(

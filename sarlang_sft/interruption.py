@@ -1,7 +1,11 @@
 """Leaving on request: a signal, or the end of the time that was given, ends training with a checkpoint."""
 
+import os
 import signal
+import sys
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -76,7 +80,31 @@ class Interruption(TrainerCallback):
             signal.signal(number, handler)
 
 
-def ignore_signals(worker: int) -> None:
-    """Leave signals to the process that trains: Slurm and Ctrl-C send them to its loader workers too."""
+def leave_at_once(note: Callable[[], None]) -> None:
+    """Until training begins and after it has ended, a signal ends the process with exit code 75: nothing is lost.
+
+    Args:
+        note: Called first.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        note()
+        sys.exit(STOPPED_EXIT)
+
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, leave)
+
+
+def leave_signals_to_trainer(worker: int) -> None:
+    """Start a loader worker that only the process that trains can end.
+
+    Slurm, torchrun and terminals signal the workers too; torch's own handler would end them, and training with them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def listen() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()

@@ -24,6 +24,7 @@ from sarlang_sft.checkpoints import (
     step_of,
 )
 from sarlang_sft.errors import BAD_INPUT, InputError
+from sarlang_sft.interruption import leave_at_once
 from sarlang_sft.ranks import Ranks
 from sarlang_sft.run_facts import SCHEDULE, Difference, Facts, collect_facts, find_differences
 from sarlang_sft.tuning import TuningArguments
@@ -86,7 +87,9 @@ def open_run(model: ModelArguments, tuning: TuningArguments, data: DataArguments
     if blind := [f"rank {rank} on {host}" for rank, host in enumerate(seen) if host]:
         raise InputError(f"output_dir {out}: {blind[0]} does not see it; put it on a file system that all nodes share")
     training.run_name = training.run_name or f"{out.resolve().name}-{run_id}"
-    return Run(out, run_id, checkpoint, {**facts, "run_id": run_id}, ranks, lock)
+    run = Run(out, run_id, checkpoint, {**facts, "run_id": run_id}, ranks, lock)
+    leave_at_once(lambda: run.leave(STOPPED))
+    return run
 
 
 def _on_first(ranks: Ranks, work: Callable[[], Entry | None]) -> Entry | None:

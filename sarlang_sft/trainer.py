@@ -23,7 +23,7 @@ from sarlang_sft.collate import IGNORED
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
 from sarlang_sft.imagery import save_ops
-from sarlang_sft.interruption import EvaluationInterrupted, Interruption, ignore_signals
+from sarlang_sft.interruption import EvaluationInterrupted, Interruption, leave_signals_to_trainer
 from sarlang_sft.loading import bring_back
 from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
@@ -169,7 +169,7 @@ class DialogueTrainer(SFTTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """The loader; signals to its workers are left to this process."""
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = ignore_signals
+        loader.base_dataloader.worker_init_fn = leave_signals_to_trainer
         return loader
 
     def _save_checkpoint(self, model: nn.Module, trial: None) -> None:

@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGe
 from sarlang_sft.adapters import lora_config
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import BACKBONES, Backbone, find_backbone
+from sarlang_sft.interruption import SIGNALS
 from sarlang_sft.loading import build_skeleton, load_processor, load_weights
 from sarlang_sft.records import read_dialogue_table, write_data_folder
 from sarlang_sft.runs import open_run
@@ -28,6 +31,15 @@ from sarlang_sft.tuning import TuningArguments
 ROOT = Path(__file__).parent.parent
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Handlers that training in this process installs do not outlive their test."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
