@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     trainable, quantisation = prepare_tuning(skeleton, backbone, model, tuning, training)
     opened = open_run(model, tuning, data, training)
     plan = plan_rows(processor, backbone, skeleton.config, data, training)
-    collator = make_collator(processor, backbone, data, attention)
+    collator = make_collator(processor, backbone, data, attention, opened)
     before = setting.peak_memory()
     weights = load_weights(folder, backbone, options.dtype, attention.by_config(), quantisation)
     trainer = build_trainer(weights, collator, plan, attention, trainable, tuning, data, training, opened)

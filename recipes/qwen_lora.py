@@ -47,7 +47,7 @@ def main() -> None:
     trainable, quantisation = prepare_tuning(skeleton, backbone, model_args, tuning, training)
     run = open_run(model_args, tuning, data, training)
     plan = plan_rows(processor, backbone, skeleton.config, data, training)
-    collator = make_collator(processor, backbone, data, attention)
+    collator = make_collator(processor, backbone, data, attention, run)
     check_supervision(collator, plan.train)
 
     model = load_weights(

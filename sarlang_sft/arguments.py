@@ -82,6 +82,10 @@ class DataArguments:
     turns_per_image: int | None = field(
         default=None, metadata={"help": "Dialogues of an image per epoch, drawn anew each time; default: all."}
     )
+    max_bad_images: int = field(
+        default=10,
+        metadata={"help": "So many unreadable images are left out of a run, with a message; one more stops it."},
+    )
     sample_folder: str | None = field(
         default=None,
         metadata={"help": "If this data folder is missing, it is made of 200 simulated scenes (demo)."},
@@ -99,6 +103,8 @@ class DataArguments:
             raise InputError(f"max_tokens_per_row {self.max_tokens_per_row}: must be at least 1")
         if self.turns_per_image is not None and self.turns_per_image < 1:
             raise InputError(f"turns_per_image {self.turns_per_image}: must be at least 1; leave it out for all")
+        if self.max_bad_images < 0:
+            raise InputError(f"max_bad_images {self.max_bad_images}: must be 0 (the first one stops the run) or more")
         self.sources()
 
     def sources(self) -> list[DataSource]:

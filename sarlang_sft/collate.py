@@ -130,7 +130,7 @@ class Encoder:
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(backbone.image_token)
 
     def pictures(self, rows: list[dict[str, Any]]) -> list[Image.Image]:
-        """The images of every row in order; raises [`InputError`] naming one that cannot be read."""
+        """The images of every row in order; raises [`UnreadableImageError`] naming one that cannot be read."""
         pictures = []
         for row in rows:
             rng = np.random.default_rng(row["draw"]) if self.augments and row["split"] == "train" else None
@@ -153,6 +153,8 @@ class Encoder:
 
     def tokens(self, rows: list[dict[str, Any]]) -> tuple[list[str], list[Tokens]]:
         """Every dialogue as text and as tokens; raises [`InputError`] naming one that has nothing to learn from."""
+        if not rows:  # which tokenizers do not take
+            return [], []
         conversations = [to_messages(row["turns"], len(row["images"])) for row in rows]
         texts, spans = render(self.processor, self.backbone, conversations)
         tokenised = tokenise(self.processor, texts, spans)

@@ -11,7 +11,7 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 from sarlang_sft.boxes import Frame
-from sarlang_sft.errors import InputError
+from sarlang_sft.errors import InputError, UnreadableImageError
 from sarlang_sft.image_files import PLAIN_MODES, TIFF_SUFFIXES, open_picture, open_tiff
 
 LARGEST_SIDE = 16_384  # pixels that an operation may make of a side
@@ -24,11 +24,14 @@ def read_image(path: Path) -> np.ndarray:
     8-bit files keep their values. Other types (16-bit, float) are stretched from their 1st-99th percentile, so that
     nothing is clipped; NaN counts as the lowest value, and of complex pixels the amplitude is taken. One band is
     repeated three times, two bands give (1, 2, 1).
+
+    Raises:
+        UnreadableImageError: The file is missing, cut off, or no picture.
     """
     try:
         bands = _decode_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else decode_picture(path)
     except Exception as error:  # decoders meet broken files with errors of every kind
-        raise InputError(f"{path}: unreadable image: {error}") from error
+        raise UnreadableImageError(path, str(error)) from error
     if bands.dtype != np.uint8:
         bands = np.stack([_stretch(band.astype(np.float32)) for band in bands])
     order = {1: (0, 0, 0), 2: (0, 1, 0)}.get(len(bands), (0, 1, 2))

@@ -32,7 +32,7 @@ from sarlang_sft.runs import Run
 from sarlang_sft.trees import PADDING
 from sarlang_sft.tuning import TuningArguments
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]  # tensors, and the names of its `images`
 
 
 def _first_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -247,7 +247,7 @@ class DialogueTrainer(SFTTrainer):
 
     def _prepare_inputs(self, inputs: Batch) -> dict[str, Any]:
         """Tensors on the device, `segments` turned into the attention mask there: it is too large to be sent."""
-        inputs = super()._prepare_inputs(inputs)
+        inputs = super()._prepare_inputs({name: value for name, value in inputs.items() if name != "images"})
         if "segments" in inputs:
             inputs["attention_mask"] = tree_mask(inputs.pop("segments"), self.attention)
         return inputs

@@ -27,6 +27,7 @@ from sarlang_sft.adapters import INITIAL, keep_initial, lora_config, save_as_lor
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.attention import FLEX, Attention, check_isolates_branches, choose_attention
 from sarlang_sft.backbones import BACKBONES, Backbone, component_of
+from sarlang_sft.bad_images import BAD_IMAGES, ReadableCollator, forget_bad_images, read_bad_images
 from sarlang_sft.box_texts import write_table
 from sarlang_sft.checkpoints import told_what_is_left
 from sarlang_sft.collate import DialogueCollator
@@ -217,18 +218,26 @@ def _plan_split(
 
 
 def make_collator(
-    processor: ProcessorMixin, backbone: Backbone, data: DataArguments, attention: Attention
-) -> TreeCollator | DialogueCollator:
-    """The collator of the planned rows."""
-    if not data.image_trees:
-        return DialogueCollator(processor, backbone, data.image_ops)
-    row_length = data.max_tokens_per_row if attention.language_model == FLEX else None
-    return TreeCollator(processor, backbone, data.image_ops, row_length)
+    processor: ProcessorMixin,
+    backbone: Backbone,
+    data: DataArguments,
+    attention: Attention,
+    run: Run,
+) -> ReadableCollator:
+    """The collator of the planned rows; a run that begins counts unreadable images anew."""
+    if run.checkpoint is None and run.ranks.first:
+        forget_bad_images(run.folder)
+    if data.image_trees:
+        row_length = data.max_tokens_per_row if attention.language_model == FLEX else None
+        collator = TreeCollator(processor, backbone, data.image_ops, row_length)
+    else:
+        collator = DialogueCollator(processor, backbone, data.image_ops)
+    return ReadableCollator(collator, run.folder, data.max_bad_images)
 
 
-def check_supervision(collator: TreeCollator | DialogueCollator, rows: PlannedRows) -> None:
+def check_supervision(collator: ReadableCollator, rows: PlannedRows) -> None:
     """Collate one row before any model is loaded; raises [`InputError`] if a token or an image of it is missing."""
-    collator([rows[0]])
+    collator.collator([rows[0]])
 
 
 class CheckpointComponent(TrainerCallback):
@@ -250,7 +259,7 @@ class CheckpointComponent(TrainerCallback):
 
 def build_trainer(
     model: PreTrainedModel,
-    collator: TreeCollator | DialogueCollator,
+    collator: ReadableCollator,
     plan: Plan,
     attention: Attention,
     trainable: Trainable,
@@ -331,10 +340,13 @@ def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str
         steps = trainer.state.global_step
         metrics["train_loss"] = trainer._total_loss_scalar / max(1, steps)  # of the whole run, however often resumed
         metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
+        metrics["bad_images"] = len(read_bad_images(out))
         trainer.save_metrics("train", metrics)
         trainer.save_state()
         trainer.run.leave(FINISHED)
     if trainer.is_world_process_zero():
+        if metrics["bad_images"]:
+            print(f"Left out {metrics['bad_images']} images that cannot be read, see {out / BAD_IMAGES}", flush=True)
         print(f"Done: {out}", flush=True)
 
 

@@ -131,7 +131,7 @@ class TreeCollator(Encoder):
                 )
             )
         places = iter(built)
-        laid_out = [[next(places) for _ in row] for row in rows]
+        laid_out = [[next(places) for _ in row] for row in rows] or [[]]
         if blank:
             laid_out[-1].append(self._trunk_alone(expanded[-1][mask[-1]], images.get("image_grid_thw")))
         return {**self._pad(laid_out), **images}

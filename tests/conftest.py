@@ -126,7 +126,7 @@ def assemble(
     trainable, quantised = prepare_tuning(skeleton, backbone, model, tuning, training)
     run = open_run(model, tuning, data, training)
     plan = plan or plan_rows(processor, backbone, skeleton.config, data, training)
-    collator = make_collator(processor, backbone, data, attention)
+    collator = make_collator(processor, backbone, data, attention, run)
     weights = load_weights(model.model_name_or_path, backbone, model.dtype, attention.by_config(), quantised)
     return build_trainer(weights, collator, plan, attention, trainable, tuning, data, training, run), trainable
 

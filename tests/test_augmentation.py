@@ -66,20 +66,21 @@ def test_collation_leaves_torchs_generator_alone(tiny: Path, data: Path) -> None
 
 
 def test_a_resumed_run_sees_the_pixels_of_the_uninterrupted_one(tiny: Path, data: Path, tmp_path: Path) -> None:
-    def train(out: Path, resume: Path | None = None, **options: object) -> list[torch.Tensor]:
+    def train(out: Path, resume: str = "auto", **options: object) -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []
         trainer, _ = make_trainer(
             tiny, data, tmp_path / out, TuningArguments(), max_steps=7, save_strategy="steps", save_steps=5,
-            image_ops=OPS, turns_per_image=2, per_device_train_batch_size=4, **options,
+            image_ops=OPS, turns_per_image=2, per_device_train_batch_size=4, resume=resume,
+            **options,
         )  # fmt: skip
         trainer.model.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
         )
         assert len(trainer.train_dataset) // 4 < 5, "the run must be resumed in a later epoch"
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train()
         return seen
 
     whole = train(tmp_path / "whole")
     assert len(whole) == 7
     assert all(same(whole, train(tmp_path / "workers", dataloader_num_workers=2)))
-    assert all(same(whole[5:], train(tmp_path / "resumed", tmp_path / "whole/checkpoint-5")))
+    assert all(same(whole[5:], train(tmp_path / "resumed", str(tmp_path / "whole/checkpoint-5"))))
