@@ -171,9 +171,10 @@ def told_what_is_left(out: Path, what: str) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # where torch.save writes
             raise
-        last = last_complete(out)
+        last, free = last_complete(out), shutil.disk_usage(out).free / 1e6
         raise CannotWriteError(
-            f"output_dir {out}: {what} cannot be written ({str(error).splitlines()[0]}); "
+            f"output_dir {out}: {what} cannot be written ({str(error).splitlines()[0]}; {free:,.1f} MB are "
+            "free there); "
             f"{f'{last.name} is the last complete checkpoint' if last else 'there is no complete checkpoint'}. Make "
             "room, and start the same command again"
         ) from error

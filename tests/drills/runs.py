@@ -1,5 +1,6 @@
 """Training runs as processes that can be killed at any moment, and what must hold of their output folder after it."""
 
+import contextlib
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -114,8 +116,11 @@ class Process:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9 of everything it has started."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """kill -9 of it and of everything it has started; torchrun's ranks have sessions of their own."""
+        launcher = psutil.Process(self.process.pid)
+        for process in [launcher, *launcher.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
 
 

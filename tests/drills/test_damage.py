@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from drills.runs import Drill, check_usable
-from sarlang_sft.checkpoints import SEAL, last_complete
+from sarlang_sft.checkpoints import SEAL
+from sarlang_sft.interruption import STOPPED_EXIT
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_a_full_disk_leaves_the_last_complete_checkpoint(whole: Drill, small_dis
     drill = Drill(whole.model, whole.data, small_disk / "run", whole.options)
     output = drill.finish(code=2)
     assert "checkpoint-12 cannot be written" in output and "checkpoint-8 is the last complete checkpoint" in output
-    assert "No space left on device" in output or "PytorchStreamWriter" in output
+    assert re.search(r"0\.\d MB are free there", output)
     assert "Traceback" not in output and not list(drill.out.glob(".checkpoint*"))
     check_usable(drill.out)
     subprocess.run(["mount", "-o", "remount,size=9m", small_disk], check=True)
@@ -114,9 +116,8 @@ def test_a_second_run_in_one_output_folder_refuses(whole: Drill, tmp_path: Path)
     output = drill.finish(code=2)
     assert f"output_dir {drill.out}: process {first.process.pid} on" in output and "trains there now" in output
     first.kill()
-    drill.options["max_steps"] = 12
-    drill.finish()
-    assert last_complete(drill.out).name == "checkpoint-12"
+    drill.options["max_hours"] = 1e-5
+    drill.finish(code=STOPPED_EXIT)
 
 
 def other_base(drill: Drill, tmp_path: Path) -> str:
