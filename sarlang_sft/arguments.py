@@ -22,6 +22,7 @@ FIXED = (
     ("save_only_model", False, "such checkpoints cannot be gone on from"),
     ("ignore_data_skip", False, "a resumed run would see rows twice"),
     ("auto_find_batch_size", False, "rows are planned for one batch size"),
+    ("logging_nan_inf_filter", False, "it hides a loss that is no number, at which training stops here"),
     ("enable_jit_checkpoint", False, "SIGTERM and SIGINT write a checkpoint anyway"),
 )
 CHECKPOINTED = ("both", "vision_tower", "language_model")
@@ -143,6 +144,9 @@ class TrainArguments(SFTConfig):
     max_hours: float | None = field(
         default=None,
         metadata={"help": "After so many hours write a checkpoint and leave with exit code 75, as on SIGTERM."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay off: training stops at a loss that is no number."}
     )
     loss_weighting: str = field(
         default="token", metadata={"help": "token: mean over supervised tokens; answer: every answer weighs the same."}

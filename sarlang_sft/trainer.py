@@ -20,6 +20,7 @@ from sarlang_sft.attention import tree_mask
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.checkpoints import check_checkpoint, new_checkpoint, rotate_checkpoints
 from sarlang_sft.collate import IGNORED
+from sarlang_sft.divergence import Diverged, are_numbers, find_diverged, stop_diverged
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
 from sarlang_sft.imagery import save_ops
@@ -136,6 +137,8 @@ class DialogueTrainer(SFTTrainer):
         self.image_token_id = self.processing_class.tokenizer.convert_tokens_to_ids(backbone.image_token)
         self.flops: FlopCount = count_flops(self.model, backbone)
         self.meter: Meter | None = None
+        self.losses: list[torch.Tensor] = []  # of this step's batches on this rank
+        self.images: list[list[str]] = []  # which they showed
         # Qwen classes declare that they take no loss arguments, which would make gradient accumulation average over
         # batches instead of tokens; the loss is computed here and takes them.
         self.model_accepts_loss_kwargs = True
@@ -175,6 +178,7 @@ class DialogueTrainer(SFTTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
         """What transformers writes, and what it forgets; complete, or not at all."""
         start = time.perf_counter()
+        self.check_weights()
         out, step = Path(self.args.output_dir), self.state.global_step
         self.store_flos()
         if self.state.best_global_step == step:
@@ -261,7 +265,36 @@ class DialogueTrainer(SFTTrainer):
         for batch in batches:
             # TRL's head scores every token on a CPU and only the supervised ones on a GPU.
             self.meter.add(batch, self.image_token_id, scores_everything=device.type == "cpu")
+        self.losses, self.images = [], [batch.get("images", []) for batch in batches]
         return batches, items
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The loss of a batch, after its backward pass."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.losses.append(loss)
+        return loss
+
+    def _get_grad_norm(
+        self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
+    ) -> torch.Tensor | float | None:
+        """Called before every step of the optimiser; raises [`InputError`] if a loss or the gradient is no number."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Under fp16 an infinite gradient is how the loss scale finds its size.
+        found = find_diverged(self.losses, None if self.args.fp16 else norm, self.images)
+        if found:
+            stop_diverged(found, self.state.global_step + 1, self.args)
+        return norm
+
+    def check_weights(self) -> None:
+        """Raise [`InputError`] if any rank's weights are no numbers; every rank must ask."""
+        zero = self.args.deepspeed_plugin
+        finite = are_numbers(self.model.parameters(), cut=zero is not None and zero.zero_stage == 3)
+        if self.run.ranks.any(not finite):
+            stop_diverged(
+                Diverged("the weights are no numbers after it", self.images), self.state.global_step, self.args
+            )
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | int | None:
         """What the loss of a step is divided by: supervised tokens, or answers, of all batches and ranks."""

@@ -322,8 +322,10 @@ def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str
 
     Raises:
         CannotWriteError: They could not be written.
+        InputError: The weights are no numbers.
         RuntimeError: The adapter file does not hold every trained tensor in full (as ZeRO-3 could leave it).
     """
+    trainer.check_weights()
     out = Path(trainer.args.output_dir)
     part = out / ".result.part"
     with told_what_is_left(out, "the result"):
