@@ -59,6 +59,7 @@ from sarlang_sft.trainable import (
 from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.val_answers import ValQuestion, check_metric, choose_questions, describe_questions
 
 SAMPLE_SCENES = 200
 
@@ -124,10 +125,11 @@ def prepare_tuning(
 
 
 class Plan(NamedTuple):
-    """The rows to train on, and those of the split `val` where the run evaluates."""
+    """The rows to train on, and where the run evaluates those of the split `val`, and its questions to be answered."""
 
     train: PlannedRows
     val: PlannedRows | None
+    questions: tuple[ValQuestion, ...] = ()
 
 
 def plan_rows(
@@ -149,15 +151,19 @@ def plan_rows(
     sources = data.sources()
     out = Path(training.output_dir) / "left_out.jsonl" if training.process_index == 0 else None
     train = _plan_split(sources, "train", layout, processor, backbone, data, training, out)
-    val = None
+    val, questions = None, []
     if training.eval_strategy != "no":
         everything = [replace(source, weight=1.0, caps={}) for source in sources]
         per_step = training.per_device_eval_batch_size
         layout = Layout(data.image_trees, data.max_tokens_per_row, None, per_step, False, context)
         val = _plan_split(everything, "val", layout, processor, backbone, data, training, None)
+        questions = choose_questions(val, training.val_questions)
+        check_metric(training.metric_for_best_model or "loss", questions)
+        if questions and training.process_index == 0:
+            print(describe_questions(questions), flush=True)
     # Counting used the tokenizer's threads; in loader workers, which are forked, it would warn about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return Plan(train, val)
+    return Plan(train, val, tuple(questions))
 
 
 def check_pixels(processor: ProcessorMixin, max_pixels: int | None, context: int) -> None:
@@ -284,7 +290,7 @@ def build_trainer(
         peft_config=peft_config,
         callbacks=callbacks,
     )
-    trainer.plan(plan.train, backbone, attention.language_model)
+    trainer.plan(plan.train, backbone, attention.language_model, plan.questions)
     run_frozen_without_gradient(trainer.model, backbone)
     check_trainable(trainer.model, trainable)
     if trainer.is_world_process_zero():
