@@ -131,12 +131,12 @@ def check_metric(metric: str, questions: Sequence[ValQuestion]) -> None:
 
 
 def make_batches(questions: Sequence[ValQuestion], share: Share, size: int) -> list[list[int]]:
-    """The places in the sample of the questions that a rank answers at once: at most `size`, whole images if they fit.
+    """The places in the sample of the prompts that a rank answers at once: at most `size`, whole images if they fit.
 
-    Ranks take the images in turn.
+    Ranks take the images in turn. Of equal prompts (images have several captions) only the first is asked.
     """
-    numbers = groupby(range(len(questions)), key=lambda number: questions[number].about)
-    images = [list(group) for _, group in numbers]
+    unlike = sorted(_first_places(questions).values())
+    images = [list(group) for _, group in groupby(unlike, key=lambda place: questions[place].about)]
     own = images if share.in_step else images[share.rank :: share.ranks]
     batches: list[list[int]] = []
     for image in own:
@@ -178,11 +178,21 @@ def answer_sample(
             readable = Counter(gather_object(list(asked)))
             asked = {place: item for place, item in asked.items() if readable[place] == share.ranks}
         if asked:
-            unlike = {questions[place].prompt: item for place, item in asked.items()}  # images have several captions
-            told = answer_together(tuned, list(unlike.values()), max_new_tokens, share.in_step)
-            answers = dict(zip(unlike, told, strict=True))
-            said |= {place: answers[questions[place].prompt] for place in asked}
-    return said if share.in_step else dict(gather_object(list(said.items())))
+            answers = answer_together(tuned, list(asked.values()), max_new_tokens, share.in_step)
+            said |= dict(zip(asked, answers, strict=True))
+    if not share.in_step:
+        said = dict(gather_object(list(said.items())))
+    first = _first_places(questions)
+    same = {place: first[question.prompt] for place, question in enumerate(questions)}
+    return {place: said[asked] for place, asked in same.items() if asked in said}
+
+
+def _first_places(questions: Sequence[ValQuestion]) -> dict[tuple[Path | str, ...], int]:
+    """Where each prompt first stands in the sample."""
+    places: dict[tuple[Path | str, ...], int] = {}
+    for place, question in enumerate(questions):
+        places.setdefault(question.prompt, place)
+    return places
 
 
 def _with_pictures(tuned: TunedModel, questions: Sequence[ValQuestion], places: list[int]) -> dict[int, Asked]:
