@@ -17,6 +17,7 @@ from sarlang_sft.imagery import parse_ops
 from sarlang_sft.loading import DTYPES
 from sarlang_sft.mixture import DataSource, parse_sources
 from sarlang_sft.records import TASKS
+from sarlang_sft.scoring.predictions import CAPTION_TASK
 
 FIXED = (
     ("save_only_model", False, "such checkpoints cannot be gone on from"),
@@ -151,6 +152,16 @@ class TrainArguments(SFTConfig):
     loss_weighting: str = field(
         default="token", metadata={"help": "token: mean over supervised tokens; answer: every answer weighs the same."}
     )
+    val_questions: int = field(
+        default=0,
+        metadata={
+            "help": "Every evaluation also asks so many questions of the split val, of all data folders with their "
+            "tasks and subsets: always the same, image by image in the order of a hash of the images' names. Gives "
+            "eval_accuracy and eval_accuracy_TASK (protocol exact) and, of captions, eval_cider (official)."
+        },
+    )
+    val_batch_size: int = field(default=16, metadata={"help": "Of val_questions, how many a device answers at once."})
+    val_max_new_tokens: int = field(default=64, metadata={"help": "Longest answer to val_questions, in tokens."})
 
     def __post_init__(self) -> None:
         if self.max_length is not None:
@@ -203,6 +214,21 @@ class TrainArguments(SFTConfig):
         super().__post_init__()
         if self.checkpointed != "both" and not self.gradient_checkpointing:
             raise InputError(f"checkpointed {self.checkpointed}: gradient_checkpointing is off; leave one of them out")
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        for name, lowest in (("val_questions", 0), ("val_batch_size", 1), ("val_max_new_tokens", 1)):
+            if vars(self)[name] < lowest:
+                raise InputError(f"{name} {vars(self)[name]}: must be at least {lowest}")
+        for name in ("val_questions", "metric_for_best_model", "eval_on_start"):
+            if self.eval_strategy == "no" and vars(self)[name]:
+                raise InputError(f"{name} {vars(self)[name]}: nothing is evaluated; set --eval_strategy steps")
+        metric = self.metric_for_best_model or "loss"
+        answered = ["accuracy", *(f"accuracy_{task}" for task in TASKS if task != CAPTION_TASK), "cider"]
+        if metric.removeprefix("eval_") not in ("loss", *answered):
+            raise InputError(f"metric_for_best_model {metric}: choose one of loss, {', '.join(answered)}, all of val")
+        if metric.removeprefix("eval_") in answered and not self.val_questions:
+            raise InputError(f"metric_for_best_model {metric}: needs answers; set --val_questions 200, for example")
 
 
 def _prepare_deepspeed(on_cpu: bool) -> None:

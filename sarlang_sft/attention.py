@@ -1,11 +1,12 @@
 """Which attention kernels a run uses, and the masks that keep the branches of image trees apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
@@ -142,3 +143,17 @@ def block_mask(segments: torch.Tensor) -> BlockMask:
 def tree_mask(segments: torch.Tensor, implementation: str) -> torch.Tensor | BlockMask:
     """The mask of [`tree_rule`] in the form that the language model's attention takes."""
     return block_mask(segments) if implementation == FLEX else dense_mask(segments)
+
+
+@contextmanager
+def answering_attention(model: PreTrainedModel, training: str) -> Iterator[None]:
+    """SDPA in the language model, which takes the masks of padded prompts and of a cache; then `training` again.
+
+    Args:
+        training: The language model's attention in training, by its name in transformers.
+    """
+    model.set_attn_implementation({"text_config": "sdpa"})
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": training})

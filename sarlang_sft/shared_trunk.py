@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+from accelerate.utils import broadcast
 from transformers import DynamicCache
 
 from sarlang_sft.collate import Tokens, expand_images, image_runs, shared_length
@@ -67,12 +68,17 @@ def _pad(rows: list[torch.Tensor], filling: int, left: bool) -> torch.Tensor:
     return torch.stack(padded, dim=-2)
 
 
-@torch.inference_mode()
-def answer_together(tuned: TunedModel, asked: list[Asked], max_new_tokens: int) -> list[tuple[str, float]]:
+# not inference_mode: a training that goes on afterwards could not use what ZeRO-3 gathers in it
+@torch.no_grad()
+def answer_together(
+    tuned: TunedModel, asked: list[Asked], max_new_tokens: int, in_step: bool = False
+) -> list[tuple[str, float]]:
     """The greedy answer to each last question, with the sum of its tokens' log-probabilities.
 
     Args:
         asked: Neighbours with the same pictures (the same objects) share a trunk.
+        in_step: All ranks ask the same, as ranks that hold a model's weights together must, and take the tokens that
+            the first one chooses: rounding otherwise could let one of them stop earlier, and the others wait for it.
     """
     model, tokenizer, device = tuned.model, tuned.processor.tokenizer, tuned.model.device
     cuts, images = cut_prompts(tuned, asked)
@@ -114,6 +120,8 @@ def answer_together(tuned: TunedModel, asked: list[Asked], max_new_tokens: int) 
             logits_to_keep=1,
         )
         best, chosen = output.logits[:, -1].float().log_softmax(-1).max(dim=-1)
+        if in_step:
+            broadcast(chosen)
         logprobs[running.cpu()] += best.double().cpu()
         for question, token in zip(running.tolist(), chosen.tolist(), strict=True):
             answers[question].append(token)

@@ -2,21 +2,23 @@
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, speed_metrics
 from trl import SFTTrainer
 
 from sarlang_sft.adapters import start_from_data
-from sarlang_sft.attention import tree_mask
+from sarlang_sft.attention import answering_attention, tree_mask
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.checkpoints import check_checkpoint, new_checkpoint, rotate_checkpoints
 from sarlang_sft.collate import IGNORED
@@ -24,6 +26,7 @@ from sarlang_sft.divergence import Diverged, are_numbers, find_diverged, stop_di
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
 from sarlang_sft.imagery import save_ops
+from sarlang_sft.inference import TunedModel
 from sarlang_sft.interruption import EvaluationInterrupted, Interruption, leave_signals_to_trainer
 from sarlang_sft.loading import bring_back
 from sarlang_sft.optimiser import parameter_groups
@@ -32,8 +35,14 @@ from sarlang_sft.progress import Progress, load_progress, save_progress
 from sarlang_sft.runs import Run
 from sarlang_sft.trees import PADDING
 from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.val_answers import Answer, Share, ValQuestion, answer_sample, judge, score, write_answers
+from sarlang_sft.val_loss import Batch, read_batches, share_out
 
-Batch = dict[str, Any]  # tensors, and the names of its `images`
+
+class AnswerLog(Protocol):
+    """Shows answers where a run is tracked."""
+
+    def log_answers(self, step: int, answers: list[Answer]) -> None: ...
 
 
 def _first_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -119,14 +128,26 @@ class DialogueTrainer(SFTTrainer):
     accumulation and the number of ranks; `loss_weighting: answer` makes it the mean over answers instead.
     """
 
-    def plan(self, rows: PlannedRows, backbone: Backbone, attention: str, image_ops: list[str], run: Run) -> None:
+    def plan(
+        self,
+        rows: PlannedRows,
+        questions: Sequence[ValQuestion],
+        backbone: Backbone,
+        attention: str,
+        image_ops: list[str],
+        run: Run,
+    ) -> None:
         """Give the trainer its rows; TRL's constructor accepts nothing but a `datasets.Dataset`.
 
         Args:
             attention: The language model's attention, by its name in transformers.
+            questions: Answered in every evaluation.
             image_ops: Kept in every checkpoint, so that each can be evaluated as it was trained.
         """
         self.train_dataset = rows
+        self.questions = questions
+        self.unreadable: set[Path] = set()
+        self.tracker: AnswerLog | None = None
         self.image_ops = image_ops
         self.run = run
         self.saving_seconds = 0.0
@@ -228,7 +249,7 @@ class DialogueTrainer(SFTTrainer):
             self._save_checkpoint(self.model, None)
 
     def check_interrupted(self) -> None:
-        """Leave an evaluation when training is to stop; every rank must ask."""
+        """Leave an evaluation when training is to stop; asked before every batch, equally often on every rank."""
         if self.is_in_train and self.interruption.asked():
             raise EvaluationInterrupted
 
@@ -310,21 +331,104 @@ class DialogueTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The sum over the supervised tokens of this batch, divided by the items of the whole step.
-
-        In evaluation it is divided by those of the batch: the evaluation loss is the mean of its batches' means.
-        """
-        if return_outputs:
-            raise ValueError("return_outputs: only the loss is computed; eval/generate.py writes answers")
-        outputs = model(**inputs, fused_lm_head=True, use_cache=False)
-        losses, labels = -outputs.log_probs, inputs["labels"]
-        if self.args.loss_weighting == "answer":
-            losses = losses * answer_weights(labels)[:, 1:]
-        if num_items_in_batch is None:  # evaluation
-            counted = _first_tokens(labels) if self.args.loss_weighting == "answer" else labels != IGNORED
-            return losses.sum() / counted[:, 1:].sum().clamp(min=1)
+        """The sum over the supervised tokens of this batch, divided by the items of the whole step."""
+        if return_outputs or num_items_in_batch is None:
+            raise ValueError("predict: only the loss is computed; eval/generate.py writes answers")
         ranks = self.accelerator.num_processes  # whose gradients are averaged
-        return losses.sum() / num_items_in_batch.clamp(min=1) * ranks
+        return self._loss_sum(model, inputs) / num_items_in_batch.clamp(min=1) * ranks
+
+    def _loss_sum(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """The sum over the supervised tokens of a batch, or over its answers of their means."""
+        losses = -model(**inputs, fused_lm_head=True, use_cache=False).log_probs
+        if self.args.loss_weighting == "answer":
+            losses = losses * answer_weights(inputs["labels"])[:, 1:]
+        return losses.sum()
+
+    def evaluate(
+        self,
+        eval_dataset: PlannedRows | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """`eval_loss`, the mean over all supervised tokens (or answers) of the split `val`; scores of its questions.
+
+        Neither depends on batches, packing and ranks, and training goes on as if nothing had been evaluated. The
+        answers go to `val_answers/step-<step>.jsonl` in the output folder.
+
+        Args:
+            eval_dataset: Rows for the loss instead of those of `val`.
+            ignore_keys: Of transformers; nothing but the loss is computed.
+        """
+        rows, start = eval_dataset or self.eval_dataset, time.time()
+        with self._evaluating():
+            metrics = {"loss": self._val_loss(rows)}
+            if self.questions:
+                metrics |= self._val_scores()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        batches = len(share_out(len(rows), 0, self.args.world_size, self.args.per_device_eval_batch_size))
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(rows), num_steps=batches)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout, no gradients, and random numbers that training does not miss."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        training = self.model_wrapped.training
+        self.model_wrapped.eval()
+        if self.is_in_train:
+            self.optimizer.eval()  # which optimisers without a schedule need; each step puts it back
+        try:
+            with torch.random.fork_rng(devices), torch.no_grad(), self.compute_loss_context_manager():
+                yield
+        finally:
+            self.model_wrapped.train(training)
+
+    def _val_loss(self, rows: PlannedRows) -> float:
+        rank, ranks, device = self.args.process_index, self.args.world_size, self.args.device
+        # DDP would wait for the other ranks; DeepSpeed brings the weights together in its own forward alone.
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        numbers = share_out(len(rows), rank, ranks, self.args.per_device_eval_batch_size)
+        batches = read_batches(rows, numbers, self.data_collator, self.args)
+        total = torch.zeros(2, dtype=torch.float64, device=device)  # losses, items
+        hidden = self.args.disable_tqdm or rank > 0
+        for batch in tqdm(batches, desc="val loss", unit=" batches", total=len(numbers), leave=False, disable=hidden):
+            self.check_interrupted()
+            labels = batch["labels"]
+            items = _first_tokens(labels) if self.args.loss_weighting == "answer" else labels != IGNORED
+            loss = self._loss_sum(model, self._prepare_inputs(batch))
+            total += torch.stack([loss.double(), items.sum().to(device)])
+        losses, items = self.accelerator.reduce(total, "sum").tolist()
+        return losses / items
+
+    def _val_scores(self) -> dict[str, float]:
+        plugin = self.args.deepspeed_plugin
+        in_step = self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        share = Share(self.args.process_index, self.args.world_size, in_step)
+        first = share.rank == 0
+        collator = self.data_collator
+        tuned = TunedModel(self.model, collator.processor, collator.backbone, collator.image_ops)
+        size, longest = self.args.val_batch_size, self.args.val_max_new_tokens
+        progress = first and not self.args.disable_tqdm
+        with answering_attention(self.model, self.attention):
+            said = answer_sample(tuned, self.questions, share, size, longest, self.check_interrupted, progress)
+        answers = judge(self.questions, said)
+        if first:
+            unanswered = [question for place, question in enumerate(self.questions) if place not in said]
+            unreadable = {path for question in unanswered for path in question.paths} - self.unreadable
+            if unreadable:
+                self.unreadable |= unreadable
+                print(
+                    f"val answers: {len(unanswered):,} questions are left out, since their images cannot be read: "
+                    f"{len(unreadable):,} (such as {min(unreadable)})"
+                )
+            step = self.state.global_step
+            path = Path(self.args.output_dir) / "val_answers" / f"step-{step:06}.jsonl"
+            write_answers(path, self.questions, said, answers)
+            if self.tracker is not None:
+                self.tracker.log_answers(step, answers)
+        return score(self.questions, answers)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the speed since the last line, checkpoints and evaluation included: over all ranks, with the longest

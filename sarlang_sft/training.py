@@ -64,6 +64,7 @@ from sarlang_sft.trainable import (
 from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.val_answers import ValQuestion, check_metric, choose_questions, describe_questions
 
 SAMPLE_SCENES = 200
 
@@ -129,10 +130,11 @@ def prepare_tuning(
 
 
 class Plan(NamedTuple):
-    """The rows to train on, and those of the split `val` where the run evaluates."""
+    """The rows to train on, and where the run evaluates those of the split `val`, and its questions to be answered."""
 
     train: PlannedRows
     val: PlannedRows | None
+    questions: tuple[ValQuestion, ...] = ()
 
 
 def plan_rows(
@@ -154,15 +156,19 @@ def plan_rows(
     sources = data.sources()
     out = Path(training.output_dir) / "left_out.jsonl" if training.process_index == 0 else None
     train = _plan_split(sources, "train", layout, processor, backbone, data, training, out)
-    val = None
+    val, questions = None, []
     if training.eval_strategy != "no":
         everything = [replace(source, weight=1.0, caps={}) for source in sources]
         per_step = training.per_device_eval_batch_size
         layout = Layout(data.image_trees, data.max_tokens_per_row, None, per_step, False, context)
         val = _plan_split(everything, "val", layout, processor, backbone, data, training, None)
+        questions = choose_questions(val, training.val_questions)
+        check_metric(training.metric_for_best_model or "loss", questions)
+        if questions and training.process_index == 0:
+            print(describe_questions(questions), flush=True)
     # Counting used the tokenizer's threads; in loader workers, which are forked, it would warn about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return Plan(train, val)
+    return Plan(train, val, tuple(questions))
 
 
 def check_pixels(processor: ProcessorMixin, max_pixels: int | None, context: int) -> None:
@@ -282,7 +288,7 @@ def build_trainer(
         processing_class=collator.processor,
         peft_config=peft_config,
     )
-    trainer.plan(plan.train, backbone, attention.language_model, data.image_ops, run)
+    trainer.plan(plan.train, plan.questions, backbone, attention.language_model, data.image_ops, run)
     if training.checkpointed != "both":
         trainer.add_callback(CheckpointComponent(backbone, training.checkpointed))
     run_frozen_without_gradient(trainer.model, backbone)
