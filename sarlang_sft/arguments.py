@@ -8,6 +8,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig
 
 from sarlang_sft.attention import CHOICES
@@ -149,6 +150,13 @@ class TrainArguments(SFTConfig):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay off: training stops at a loss that is no number."}
     )
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - transformers' parser takes no other order
+        default="wandb",
+        metadata={
+            "help": "Where the log goes: wandb (offline without a key), tensorboard, trackio, in YAML also a list of "
+            "them, or none."
+        },
+    )
     loss_weighting: str = field(
         default="token", metadata={"help": "token: mean over supervised tokens; answer: every answer weighs the same."}
     )
@@ -212,6 +220,9 @@ class TrainArguments(SFTConfig):
             self.ddp_backend = "gloo"
         self.hf_deepspeed_config = None  # which transformers sets only if there is one
         super().__post_init__()
+        for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise InputError(f"report_to `{name}`: choose wandb, tensorboard, trackio or none")
         if self.checkpointed != "both" and not self.gradient_checkpointing:
             raise InputError(f"checkpointed {self.checkpointed}: gradient_checkpointing is off; leave one of them out")
         self._check_evaluation()

@@ -91,6 +91,7 @@ class ReadableCollator:
         self.collator = collator
         self.backbone = collator.backbone
         self.processor = collator.processor
+        self.image_ops = collator.image_ops
         self.out = out
         self.most = most
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -33,16 +33,11 @@ from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.progress import Progress, load_progress, save_progress
 from sarlang_sft.runs import Run
+from sarlang_sft.tracking import WandbTracker
 from sarlang_sft.trees import PADDING
 from sarlang_sft.tuning import TuningArguments
-from sarlang_sft.val_answers import Answer, Share, ValQuestion, answer_sample, judge, score, write_answers
+from sarlang_sft.val_answers import Share, ValQuestion, answer_sample, judge, score, write_answers
 from sarlang_sft.val_loss import Batch, read_batches, share_out
-
-
-class AnswerLog(Protocol):
-    """Shows answers where a run is tracked."""
-
-    def log_answers(self, step: int, answers: list[Answer]) -> None: ...
 
 
 def _first_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -147,7 +142,7 @@ class DialogueTrainer(SFTTrainer):
         self.train_dataset = rows
         self.questions = questions
         self.unreadable: set[Path] = set()
-        self.tracker: AnswerLog | None = None
+        self.tracker: WandbTracker | None = None
         self.image_ops = image_ops
         self.run = run
         self.saving_seconds = 0.0

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,7 @@ from sarlang_sft.records import read_dialogue_table, write_data_folder
 from sarlang_sft.runs import FINISHED, STOPPED, Run
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.tracking import add_tracker
 from sarlang_sft.trainable import (
     Trainable,
     check_trainable,
@@ -293,9 +294,11 @@ def build_trainer(
         trainer.add_callback(CheckpointComponent(backbone, training.checkpointed))
     run_frozen_without_gradient(trainer.model, backbone)
     check_trainable(trainer.model, trainable)
+    counts = count_components(trainer.model, backbone, trainable)
     if trainer.is_world_process_zero():
-        counts = count_components(trainer.model, backbone, trainable)
         print(component_table(counts, trainable, tuning), flush=True)
+    components = {count.component: {**asdict(count), "state": count.state} for count in counts}
+    trainer.tracker = add_tracker(trainer, run.id, {**run.facts, "components": components})
     if not trainer.is_deepspeed_enabled:  # which keeps weights in 32 bits beside those of the model
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:

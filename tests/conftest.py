@@ -29,6 +29,7 @@ from sarlang_sft.training import Plan, build_trainer, make_collator, plan_rows, 
 from sarlang_sft.tuning import TuningArguments
 
 ROOT = Path(__file__).parent.parent
+os.environ.setdefault("WANDB_MODE", "disabled")  # tests of tracking choose another
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
