@@ -64,10 +64,16 @@ class Drill:
         assert process.wait() == code, process.output()
         return process.output()
 
+    def history(self) -> list[dict[str, float]]:
+        """Every logged loss and every evaluation, without what depends on the clock."""
+        history = json.loads((self.out / "trainer_state.json").read_text())["log_history"]
+        learned = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy", "eval_cider")
+        lines = [{name: entry[name] for name in learned if name in entry} for entry in history]
+        return [line for line in lines if len(line) > 1]
+
     def losses(self) -> dict[int, float]:
         """Every logged loss by its step."""
-        history = json.loads((self.out / "trainer_state.json").read_text())["log_history"]
-        return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+        return {entry["step"]: entry["loss"] for entry in self.history() if "loss" in entry}
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The final adapter."""
@@ -76,6 +82,10 @@ class Drill:
     def run_id(self) -> str:
         """The id of the run in its output folder."""
         return json.loads((self.out / "run.json").read_text())["id"]
+
+    def state(self) -> str:
+        """`running`, `stopped` or `finished`."""
+        return json.loads((self.out / "run.json").read_text())["state"]
 
 
 class Process:
@@ -92,12 +102,12 @@ class Process:
         """What it has printed so far."""
         return Path(self.log.name).read_text(errors="replace")
 
-    def wait_until(self, happened: Callable[[], bool]) -> None:
-        """Return when it has happened, or the process has ended."""
+    def wait_until(self, happened: Callable[[], bool], every: float = 0.02) -> None:
+        """Return when it has happened, or the process has ended; looks so often (seconds)."""
         end = time.monotonic() + PATIENCE
         while not happened() and self.process.poll() is None:
             assert time.monotonic() < end, f"hangs:\n{self.output()}"
-            time.sleep(0.02)
+            time.sleep(every)
 
     def wait_for(self, text: str) -> None:
         """Return when it has printed the text, or has ended."""
@@ -117,10 +127,11 @@ class Process:
 
     def kill(self) -> None:
         """kill -9 of it and of everything it has started; torchrun's ranks have sessions of their own."""
-        launcher = psutil.Process(self.process.pid)
-        for process in [launcher, *launcher.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(self.process.pid)
+            for process in [*launcher.children(recursive=True), launcher]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         self.process.wait()
 
 

@@ -1,6 +1,5 @@
 """Leaving on request: SIGTERM as Slurm sends it, Ctrl-C, and the end of the time that was given."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -14,10 +13,6 @@ from sarlang_sft.checkpoints import last_complete
 from sarlang_sft.interruption import STOPPED_EXIT
 from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.tuning import TuningArguments
-
-
-def state(drill: Drill) -> str:
-    return json.loads((drill.out / "run.json").read_text())["state"]
 
 
 def to_everything(process: Process, number: signal.Signals) -> None:
@@ -44,11 +39,11 @@ def test_sigterm_and_ctrl_c_write_a_checkpoint_and_leave_with_code_75(whole: Dri
         check_usable(drill.out)
         step = int(last_complete(drill.out).name.removeprefix("checkpoint-"))
         assert f"{number.name}: leaving after step {step}" in process.output() and 3 <= step < 30
-        assert "Traceback" not in process.output() and state(drill) == "stopped"
+        assert "Traceback" not in process.output() and drill.state() == "stopped"
         run_id = drill.run_id()
     output = drill.finish()
     assert f"Resuming from {drill.out}/checkpoint-{step}" in output
-    assert (state(drill), drill.run_id()) == ("finished", run_id)
+    assert (drill.state(), drill.run_id()) == ("finished", run_id)
     assert drill.losses() == whole.losses()
     reference = whole.adapter()
     assert all(torch.equal(tensor, reference[name]) for name, tensor in drill.adapter().items())
@@ -60,14 +55,14 @@ def test_two_ranks_stop_together_whoever_gets_the_signal(tiny: Path, data: Path,
     process.wait_for("'loss'")
     to_everything(process, signal.SIGTERM)
     assert process.wait() != 0, process.output()
-    assert "SIGTERM: leaving after step" in process.output() and state(drill) == "stopped"
+    assert "SIGTERM: leaving after step" in process.output() and drill.state() == "stopped"
     check_usable(drill.out)
     first = last_complete(drill.out)
 
     drill.options["max_hours"] = 1e-5
     output = drill.finish(code=1)
     assert f"Resuming from {first}" in output and "max_hours 1e-05: leaving after step" in output
-    assert state(drill) == "stopped" and last_complete(drill.out) != first
+    assert drill.state() == "stopped" and last_complete(drill.out) != first
 
 
 class Stops(torch.utils.data.Dataset):
