@@ -205,8 +205,6 @@ class TrainArguments(SFTConfig):
         for name, wanted, why in FIXED:
             if vars(self)[name] != wanted:
                 raise InputError(f"{name} {vars(self)[name]}: must stay {wanted}: {why}")
-        if self.save_total_limit == 1:
-            self.save_total_limit = 2  # transformers would end by deleting the last one for the best
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.use_cpu:
@@ -220,6 +218,8 @@ class TrainArguments(SFTConfig):
             self.ddp_backend = "gloo"
         self.hf_deepspeed_config = None  # which transformers sets only if there is one
         super().__post_init__()
+        if self.save_total_limit == 1 and self.metric_for_best_model:
+            self.save_total_limit = 2  # transformers would end by deleting the last one for the best
         for name in self.report_to:
             if name not in INTEGRATION_TO_CALLBACK:
                 raise InputError(f"report_to `{name}`: choose wandb, tensorboard, trackio or none")
