@@ -5,7 +5,7 @@ TORCHRUN := .venv/bin/torchrun --nproc_per_node 2
 OUT := outputs/demo
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-all test-browser support lint clean
+.PHONY: setup demo test test-all test-browser drills support lint clean
 
 setup: .venv/.installed
 
@@ -45,6 +45,10 @@ test-all: setup lint
 test-browser: setup
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	$(PY) -m pytest tests/browser
+
+# Trainings killed, stopped and damaged at random moments, a hundred times: about half an hour.
+drills: setup
+	OMP_NUM_THREADS=1 $(PY) tests/drills/many.py --count 100
 
 # The table of families and ways to tune in docs/support.md, from the results of their tests.
 support: setup
