@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sarlang_sft.ranks import Ranks
 
 STOPPED_EXIT = 75  # EX_TEMPFAIL: start the same command again
+BEGINNING = time.monotonic()  # of the process, all but the seconds that imports take
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -33,7 +34,7 @@ class Interruption(TrainerCallback):
     def __init__(self, ranks: Ranks, max_hours: float | None) -> None:
         self.ranks = ranks
         self.max_hours = max_hours
-        self.deadline = float("inf") if max_hours is None else time.monotonic() + 3600 * max_hours
+        self.deadline = float("inf") if max_hours is None else BEGINNING + 3600 * max_hours
         self.reason = ""
         self.stopping = self.owes_evaluation = False
         self._previous: dict[signal.Signals, signal.Handlers] = {}

@@ -48,6 +48,7 @@ from sarlang_sft.packing import (
 )
 from sarlang_sft.quantisation import quantisation
 from sarlang_sft.records import read_dialogue_table, write_data_folder
+from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.runs import FINISHED, STOPPED, Run
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
@@ -62,7 +63,6 @@ from sarlang_sft.trainable import (
     own_name,
     run_frozen_without_gradient,
 )
-from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.val_answers import ValQuestion, check_metric, choose_questions, describe_questions
@@ -274,13 +274,13 @@ def build_trainer(
     data: DataArguments,
     training: TrainArguments,
     run: Run,
-) -> DialogueTrainer:
+) -> RunTrainer:
     """TRL's trainer with our collator; prints the component table and refuses to train anything else than it says."""
     backbone = collator.backbone
     peft_config = lora_config(model, backbone, trainable, tuning)
     if peft_config is None:
         freeze_all_but(model, trainable)
-    trainer = DialogueTrainer(
+    trainer = RunTrainer(
         model=model,
         args=training,
         data_collator=collator,
@@ -289,7 +289,7 @@ def build_trainer(
         processing_class=collator.processor,
         peft_config=peft_config,
     )
-    trainer.plan(plan.train, plan.questions, backbone, attention.language_model, data.image_ops, run)
+    trainer.plan(plan.train, backbone, attention.language_model)
     if training.checkpointed != "both":
         trainer.add_callback(CheckpointComponent(backbone, training.checkpointed))
     run_frozen_without_gradient(trainer.model, backbone)
@@ -298,7 +298,8 @@ def build_trainer(
     if trainer.is_world_process_zero():
         print(component_table(counts, trainable, tuning), flush=True)
     components = {count.component: {**asdict(count), "state": count.state} for count in counts}
-    trainer.tracker = add_tracker(trainer, run.id, {**run.facts, "components": components})
+    tracker = add_tracker(trainer, run.id, {**run.facts, "components": components})
+    trainer.join(run, data.image_ops, plan.questions, tracker)
     if not trainer.is_deepspeed_enabled:  # which keeps weights in 32 bits beside those of the model
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
@@ -311,7 +312,7 @@ def build_trainer(
     return trainer
 
 
-def leave_if_stopped(trainer: DialogueTrainer) -> None:
+def leave_if_stopped(trainer: RunTrainer) -> None:
     """End the program with exit code 75 if training was stopped on request: its checkpoint is written."""
     if not trainer.interruption.stopping:
         return
@@ -324,7 +325,7 @@ def leave_if_stopped(trainer: DialogueTrainer) -> None:
     sys.exit(STOPPED_EXIT)
 
 
-def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str, float]) -> None:
+def save_result(trainer: RunTrainer, data: DataArguments, metrics: dict[str, float]) -> None:
     """Write the adapter (or model), its processor, image operations and metrics to the top of the output folder.
 
     Every file gets its place when all are written.
@@ -348,8 +349,6 @@ def save_result(trainer: DialogueTrainer, data: DataArguments, metrics: dict[str
             for path in part.iterdir():
                 os.replace(path, out / path.name)
             part.rmdir()
-        steps = trainer.state.global_step
-        metrics["train_loss"] = trainer._total_loss_scalar / max(1, steps)  # of the whole run, however often resumed
         metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
         metrics["bad_images"] = len(read_bad_images(out))
         trainer.save_metrics("train", metrics)

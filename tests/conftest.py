@@ -20,11 +20,11 @@ from sarlang_sft.backbones import BACKBONES, Backbone, find_backbone
 from sarlang_sft.interruption import SIGNALS
 from sarlang_sft.loading import build_skeleton, load_processor, load_weights
 from sarlang_sft.records import read_dialogue_table, write_data_folder
+from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.runs import open_run
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
 from sarlang_sft.trainable import Trainable, choose_trainable
-from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.training import Plan, build_trainer, make_collator, plan_rows, prepare_attention, prepare_tuning
 from sarlang_sft.tuning import TuningArguments
 
@@ -118,7 +118,7 @@ def run_script(*words: object, code: int = 0, cwd: Path = ROOT) -> str:
 
 def assemble(
     model: ModelArguments, tuning: TuningArguments, data: DataArguments, training: TrainArguments, plan: Plan | None
-) -> tuple[DialogueTrainer, Trainable]:
+) -> tuple[RunTrainer, Trainable]:
     """A recipe up to the point where it trains, in this process."""
     backbone = find_backbone(model.model_name_or_path)
     processor = load_processor(model.model_name_or_path, backbone, data.max_pixels)
@@ -135,7 +135,7 @@ def assemble(
 def make_trainer(
     model: Path, data: Path, out: Path, tuning: TuningArguments, plan: Plan | None = None, dtype: str = "float32",
     **options: object,
-) -> tuple[DialogueTrainer, Trainable]:  # fmt: skip
+) -> tuple[RunTrainer, Trainable]:  # fmt: skip
     """[`assemble`] for a few quick steps.
 
     Args:

@@ -22,7 +22,7 @@ from sarlang_sft.imagery import read_image
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.packing import PlannedRows, Row
-from sarlang_sft.trainer import DialogueTrainer
+from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.training import Plan, save_result
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
@@ -171,9 +171,7 @@ def test_the_error_of_an_image_survives_the_way_between_processes(tmp_path: Path
     assert raised.value.path == tmp_path / "x.png" and "No such file" in str(raised.value)
 
 
-def train(
-    tiny: Path, data: Path, out: Path, rows: PlannedRows, **options: object
-) -> tuple[DialogueTrainer, list[float]]:
+def train(tiny: Path, data: Path, out: Path, rows: PlannedRows, **options: object) -> tuple[RunTrainer, list[float]]:
     """Train on these rows, one a step; the trainer and its losses."""
     options = {"max_steps": len(rows), "logging_steps": 1, **options}
     trainer, _ = make_trainer(tiny, data, out, TuningArguments(), Plan(rows, None), **options)

@@ -13,7 +13,7 @@ from sarlang_sft.arguments import DataArguments, TrainArguments
 from sarlang_sft.checkpoints import list_checkpoints
 from sarlang_sft.divergence import Diverged, find_diverged, stop_diverged
 from sarlang_sft.errors import InputError
-from sarlang_sft.trainer import DialogueTrainer
+from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.training import save_result
 from sarlang_sft.tuning import TuningArguments
 
@@ -24,7 +24,7 @@ def steps_kept(out: Path) -> list[str]:
     return [folder.name for folder in list_checkpoints(out)]
 
 
-def images_of(trainer: DialogueTrainer, rows: range) -> list[str]:
+def images_of(trainer: RunTrainer, rows: range) -> list[str]:
     return [tree[0]["images"][0] for row in rows for tree in trainer.train_dataset[row]]
 
 

@@ -12,8 +12,8 @@ from sarlang_sft.arguments import DataArguments
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.release import merge_adapter
+from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.trainable import own_name
-from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.training import save_result
 from sarlang_sft.tuning import TUNINGS, TuningArguments
 
@@ -27,7 +27,7 @@ MATRIX = [
 ]
 
 
-def moved(trainer: DialogueTrainer, before: dict[str, torch.Tensor]) -> set[str]:
+def moved(trainer: RunTrainer, before: dict[str, torch.Tensor]) -> set[str]:
     return {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
 
 

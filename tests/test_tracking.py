@@ -26,8 +26,8 @@ from wandb_server import WandbServer, wandb_server
 from sarlang_sft import tracking
 from sarlang_sft.arguments import TrainArguments
 from sarlang_sft.errors import InputError
+from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.tracking import WandbTracker, add_tracker, answer_table
-from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.val_answers import Answer
 
@@ -117,7 +117,7 @@ class AtStep(TrainerCallback):
             self.act()
 
 
-def losses(trainer: DialogueTrainer) -> list[float]:
+def losses(trainer: RunTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 

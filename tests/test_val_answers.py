@@ -27,10 +27,10 @@ from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.predict import predict_to_file, read_questions
 from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
+from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.sarlang import Prompts, convert
 from sarlang_sft.scoring.captions import score_captions
 from sarlang_sft.scoring.predictions import Row
-from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.val_answers import (
     Answer,
@@ -76,11 +76,11 @@ def val_rows(*sources: DataSource) -> PlannedRows:
     return PlannedRows(table, [[[np.array([number])] for number in range(len(table))]], trees=False)
 
 
-def log_of(trainer: DialogueTrainer, name: str) -> list[float]:
+def log_of(trainer: RunTrainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-def adapter_of(trainer: DialogueTrainer) -> dict[str, torch.Tensor]:
+def adapter_of(trainer: RunTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 

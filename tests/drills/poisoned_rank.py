@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from sarlang_sft import training
-from sarlang_sft.trainer import DialogueTrainer
+from sarlang_sft.run_trainer import RunTrainer
 
 build = training.build_trainer
 
 
-def build_poisoned(*args: object) -> DialogueTrainer:
+def build_poisoned(*args: object) -> RunTrainer:
     trainer = build(*args)
 
     def poison(module: nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from conftest import make_trainer
 from drills.runs import Drill, Process, check_usable
 from sarlang_sft.checkpoints import last_complete
 from sarlang_sft.interruption import STOPPED_EXIT
-from sarlang_sft.trainer import DialogueTrainer
+from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.tuning import TuningArguments
 
 
@@ -81,14 +81,14 @@ class Stops(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("when", ["before", "while"])
 def test_an_evaluation_that_was_cut_short_is_made_up_for(when: str, tiny: Path, data: Path, tmp_path: Path) -> None:
-    def trainer_in(name: str) -> DialogueTrainer:
+    def trainer_in(name: str) -> RunTrainer:
         trainer, _ = make_trainer(
             tiny, data, tmp_path / name, TuningArguments(lora_dropout=0.1), max_steps=6, logging_steps=2,
             save_strategy="steps", save_steps=6, eval_strategy="steps", eval_steps=3, turns_per_image=4,
         )  # fmt: skip
         return trainer
 
-    def history(trainer: DialogueTrainer) -> list[tuple[int, float | None, float | None]]:
+    def history(trainer: RunTrainer) -> list[tuple[int, float | None, float | None]]:
         lines = trainer.state.log_history
         return [(line["step"], line.get("loss"), line.get("eval_loss")) for line in lines if "train_loss" not in line]
 
