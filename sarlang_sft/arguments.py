@@ -122,7 +122,7 @@ class TrainArguments(SFTConfig):
             "or language_model (none: `gradient_checkpointing: false`)."
         },
     )
-    report_to: str | list[str] | None = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the parser takes them in this order)
         default="wandb",
         metadata={
             "help": "Where the log goes: wandb (offline without a key), tensorboard, trackio, in YAML also a list of "

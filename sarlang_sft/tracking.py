@@ -124,7 +124,9 @@ class WandbTracker(TrainerCallback):
                 self.offline = one_line(str(error))
                 bounded(wandb.teardown, LAST_PATIENCE)  # until then the id counts as in use
         if self.offline:
-            run = init(mode="offline", settings=self.own.model_copy(update={"silent": True}))
+            silent = self.own.model_copy(update={"silent": True})  # what it says of offline runs concerns one attempt
+            wandb.termsetup(silent, None)
+            run = init(mode="offline", settings=silent)
             print(f"W&B: offline ({self.offline}), kept in {run.settings.wandb_dir}", flush=True)
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)

@@ -32,7 +32,6 @@ from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.val_answers import Answer
 
 RECORD = {"options": {"learning_rate": 0.1, "tasks": ["counting"]}, "git": {"commit": "abc", "dirty": None}}
-WANDB = str(Path(sys.executable).with_name("wandb"))
 OF_USERS = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DATA_DIR", "WANDB_DIR", "WANDB_ENTITY", "WANDB_PROJECT")
 
 
@@ -99,9 +98,13 @@ def command_of(output: str) -> str:
     return command
 
 
-def run_command(command: str, server: WandbServer) -> str:
-    environment = {**os.environ, **server.environment(), "PATH": f"{Path(WANDB).parent}:{os.environ['PATH']}"}
-    ran = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
+def run_command(command: str, server: WandbServer, where: Path) -> str:
+    """What a shell prints that runs it in a folder, where the client leaves its logs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **server.environment(), "PATH": path}
+    ran = subprocess.run(
+        ["sh", "-c", command], cwd=where, env=environment, capture_output=True, text=True, timeout=120
+    )
     return ran.stdout + ran.stderr
 
 
@@ -143,12 +146,13 @@ def test_a_resumed_training_is_one_run_whose_printed_command_uploads_it_whole(
     with wandb_server() as server:
         output = capsys.readouterr().out
         assert f"W&B: offline (as chosen), kept in {tmp_path / 'wandb'}" in output
-        run_command(output.splitlines()[-1].split("upload this run: ")[1], server)
+        command = command_of(output.splitlines()[-1])
+        run_command(command, server, tmp_path)
         assert list(server.runs) == ["id0"] and logged_steps(server.history("id0")) == [1, 2, 3, 4]
         assert server.config("id0") == RECORD
         steps = [line["_step"] for line in server.history("id0")]
         assert steps == list(range(len(steps)))  # none replaces another
-        assert "No runs to sync" in run_command(output.splitlines()[-1].split("upload this run: ")[1], server)
+        assert "No runs to sync" in run_command(command, server, tmp_path)
 
 
 def test_files_that_break_off_or_are_empty_keep_no_other_from_the_upload(
@@ -161,7 +165,7 @@ def test_files_that_break_off_or_are_empty_keep_no_other_from_the_upload(
     torn.write_bytes(torn.read_bytes()[:-10])
     empty.write_bytes(b"")
     with wandb_server() as server:
-        run_command(command_of(capsys.readouterr().out.splitlines()[-1]), server)
+        run_command(command_of(capsys.readouterr().out.splitlines()[-1]), server, tmp_path)
         assert list(server.runs) == ["id0"]
         assert set(logged_steps(server.history("id0"))) >= {1, 2, 3, 4, 5, 10, 11, 12}
 
@@ -186,7 +190,7 @@ def test_a_run_can_change_between_offline_and_online(
     monkeypatch.setenv("WANDB_MODE", "online")
     capsys.readouterr()
     track(tmp_path, range(3, 5))
-    run_command(command_of(capsys.readouterr().out), server)  # what is not uploaded yet is said again
+    run_command(command_of(capsys.readouterr().out), server, tmp_path)  # what is not uploaded yet is said again
     assert sorted(logged_steps(server.history("id0"))) == [1, 2, 3, 4]
 
 
@@ -227,7 +231,7 @@ def test_a_server_that_falls_silent_stops_the_run_in_bounded_time_and_the_rest_c
     output = capsys.readouterr().out
     assert output.count("W&B stopped: finish: TimeoutError") == 1
     server.silent.clear()
-    run_command(command_of(output), server)
+    run_command(command_of(output), server, tmp_path)
     assert set(logged_steps(server.history("id0"))) == {1, 2, 3, 4}
 
 
