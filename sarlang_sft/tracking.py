@@ -25,7 +25,13 @@ from sarlang_sft.val_answers import Answer
 
 STEP = "train/global_step"
 OFFLINE = ("offline", "dryrun")
-DEFAULTS = {"project": "sarlang-sft", "init_timeout": 30.0, "finish_timeout": 30.0}  # seconds
+DEFAULTS = {
+    "project": "sarlang-sft",
+    "init_timeout": 30.0,  # seconds
+    "finish_timeout": 30.0,
+    "finish_timeout_raises": True,
+    "x_transaction_log_flush_interval": 0.1,  # what lies longer in memory is lost when the process is killed
+}
 PATIENCE = 30.0  # seconds that a call may take beyond what wandb itself bounds
 LAST_PATIENCE = 5.0  # the same after a failure
 SPACE = 64 * 1024  # bytes that must fit on the disk at every line; wandb writes half of it at a time
@@ -102,7 +108,7 @@ class WandbTracker(TrainerCallback):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         logging.raiseExceptions = False  # wandb's own log is a file: each line on a full disk would be a traceback
         settings = wandb.setup().settings
-        own = {**DEFAULTS, "root_dir": str(self.folder), "run_name": self.name, "finish_timeout_raises": True}
+        own = {**DEFAULTS, "root_dir": str(self.folder), "run_name": self.name}
         own = {name: value for name, value in own.items() if name not in settings.model_fields_set}
         self.settings, self.own = settings.model_copy(update=own), wandb.Settings(**own)
         self.offline = ""  # why

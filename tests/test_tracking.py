@@ -293,49 +293,52 @@ def test_a_full_disk_stops_the_tracking_alone(tmp_path: Path, capsys: pytest.Cap
 
 
 ENDS = """
-import sys
+import os, signal, sys, time
 from pathlib import Path
 import psutil
 from transformers import TrainerState
 from sarlang_sft import tracking
 
-tracking.LAST_PATIENCE = tracking.PATIENCE = 5.0
+tracking.LAST_PATIENCE = tracking.PATIENCE = 2.0
 tracker = tracking.WandbTracker(Path(sys.argv[1]), "id0", None, {})
-tracker.on_train_begin(None, TrainerState(is_world_process_zero=True), None)
+state = TrainerState(is_world_process_zero=True, global_step=1)
+tracker.on_train_begin(None, state, None)
+tracker.on_log(None, state, None, logs={"loss": 1.0})
 [core] = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
 print("core", core.pid, flush=True)
-if sys.argv[2] == "hung":
+time.sleep(0.5)
+if sys.argv[2] == "core hangs":
     core.suspend()
+if sys.argv[2] == "is killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 raise RuntimeError("the training failed")
 """
 
 
-@pytest.mark.parametrize("core", ["well", "hung"])
-def test_a_failing_program_on_a_terminal_is_never_asked_and_always_ends(
-    core: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", ["fails", "is killed", "core hangs"])
+def test_a_program_on_a_terminal_is_never_asked_always_ends_and_keeps_its_lines(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
     terminal, slave = pty.openpty()
-    log = tmp_path / "log"
-    with log.open("w") as out:
-        program = subprocess.Popen(
-            [sys.executable, "-c", ENDS, str(tmp_path), core], stdin=slave, stdout=slave, stderr=out
-        )
+    command = [sys.executable, "-c", ENDS, str(tmp_path), end]
+    with (tmp_path / "log").open("w") as log:
+        program = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=log)
     try:
-        assert program.wait(timeout=120) == 1
+        assert program.wait(timeout=120) == (-9 if end == "is killed" else 1)
     finally:
         program.kill()
         os.close(slave)
         printed = os.read(terminal, 65536).decode()
         os.close(terminal)
-        hung = int(printed.split("core ")[1].split()[0])
-        if core == "hung":
-            psutil.Process(hung).kill()
-    assert "no API key" in printed and "RuntimeError: the training failed" in log.read_text()
-    if core == "well":
-        [attempt] = read_attempts(tmp_path / "wandb")
-        assert attempt.exit_code == 1
+        if end == "core hangs":
+            psutil.Process(int(printed.split("core ")[1].split()[0])).kill()
+    assert "no API key" in printed and ("the training failed" in (tmp_path / "log").read_text()) == (
+        end != "is killed"
+    )
+    [attempt] = read_attempts(tmp_path / "wandb")
+    assert logged_steps(attempt.history) == [1] and attempt.exit_code == (1 if end == "fails" else None)
 
 
 @pytest.mark.parametrize(("mode", "rank"), [("disabled", 0), ("offline", 1)])
