@@ -10,7 +10,6 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Thread
 from typing import Any
 
 import wandb
@@ -19,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations.integration_utils import WandbCallback, rewrite_logs
 from wandb.errors import AuthenticationError
 
+from sarlang_sft.bounded_calls import BoundedCalls
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.val_answers import Answer
@@ -59,16 +59,17 @@ class WandbTracker(TrainerCallback):
         self.name = name
         self.record = record
         self.run: wandb.Run | None = None
-        self.ended = False
+        self.ended = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Start the run, or continue it."""
-        self.ended = False
-        if not state.is_world_process_zero or not self._attempt("setup", self._choose_settings, 2 * PATIENCE):
+        if not state.is_world_process_zero:
             return
-        if self.settings.mode != "disabled":
+        self.ended = False
+        self.calls = BoundedCalls(most_hanging=3)  # a log line, finishing, and tearing down
+        if self._attempt("setup", self._choose_settings, 2 * PATIENCE) and self.settings.mode != "disabled":
             self._attempt("start", self._start, self.settings.init_timeout + 2 * PATIENCE)
 
     def on_log(
@@ -91,11 +92,12 @@ class WandbTracker(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Finish the run, and say how to upload what is not."""
-        self._leave(exit_code=0)
+        if not self.ended:
+            self._leave(exit_code=0)
 
     def _attempt(self, what: str, call: Callable[[], None], seconds: float) -> bool:
         """Whether a call to wandb succeeded; the first that does not ends tracking."""
-        failure = bounded(call, seconds)
+        failure = self.calls.run(call, seconds)
         if failure:
             self._leave(exit_code=1, failure=f"{what}: {failure}")
         return not failure
@@ -119,7 +121,7 @@ class WandbTracker(TrainerCallback):
                 if not wandb.login(prompt=False, verify=True):
                     self.offline = "no API key: `wandb login` or WANDB_API_KEY brings one"
             except AuthenticationError as error:
-                self.offline = one_line(str(error))
+                self.offline = " ".join(str(error).split())
 
     def _start(self) -> None:
         init = partial(wandb.init, id=self.run_id, resume="allow", config=self.record, reinit="finish_previous")
@@ -127,8 +129,8 @@ class WandbTracker(TrainerCallback):
             try:
                 run = init(settings=self.own)
             except Exception as error:  # of many kinds: refused, unreachable, too slow
-                self.offline = one_line(str(error))
-                bounded(wandb.teardown, LAST_PATIENCE)  # until then the id counts as in use
+                self.offline = " ".join(str(error).split())
+                self.calls.run(wandb.teardown, LAST_PATIENCE)  # until then the id counts as in use
         if self.offline:
             silent = self.own.model_copy(update={"silent": True})  # what it says of offline runs concerns one attempt
             wandb.termsetup(silent, None)
@@ -159,37 +161,14 @@ class WandbTracker(TrainerCallback):
             settings = run.settings
             timeout = settings.finish_timeout  # 0: the user wants to wait for the upload however long it takes
             patience = LAST_PATIENCE if failure else timeout + PATIENCE if timeout else None
-            unfinished = bounded(lambda: run.finish(exit_code), patience)
+            unfinished = self.calls.run(lambda: run.finish(exit_code), patience)
             failure = failure or (unfinished and f"finish: {unfinished}")
-        bounded(wandb.teardown, LAST_PATIENCE)
+        self.calls.run(wandb.teardown, LAST_PATIENCE)
         if failure:
             print(f"W&B stopped: {failure}; training is not affected, its log is in trainer_state.json", flush=True)
         if run is not None:
             for command in upload_commands(settings, complete=not failure):
                 print(f"W&B: to upload this run: {command}", flush=True)
-
-
-def bounded(call: Callable[[], object], seconds: float | None) -> str:
-    """Why a call failed, or nothing; after so many seconds it is left to itself, in a thread that nobody waits for."""
-    failures: list[str] = []
-
-    def guarded() -> None:
-        try:
-            call()
-        except BaseException as error:  # wandb's teardown leaves with SystemExit
-            failures.append(one_line(f"{type(error).__name__}: {error}"))
-
-    thread = Thread(target=guarded, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        return f"no answer within {seconds:.0f} seconds"
-    return failures[0] if failures else ""
-
-
-def one_line(text: str) -> str:
-    """A text of several lines on one."""
-    return " ".join(text.split())
 
 
 def check_space(folder: Path) -> None:
