@@ -43,6 +43,7 @@ class Run:
         id: Stays the same as often as the run is resumed.
         checkpoint: Where it goes on; None at the start.
         facts: What it is made of; every checkpoint keeps them.
+        cut_off: The process before this one was killed.
         lock: Held on rank 0 until the process ends, however it ends.
     """
 
@@ -51,6 +52,7 @@ class Run:
     checkpoint: Path | None
     facts: Facts
     ranks: Ranks
+    cut_off: bool
     lock: BinaryIO | None
 
     def leave(self, state: str) -> None:
@@ -64,6 +66,7 @@ class Entry(NamedTuple):
 
     id: str
     checkpoint: Path | None
+    cut_off: bool
     lock: BinaryIO
 
 
@@ -82,12 +85,12 @@ def open_run(model: ModelArguments, tuning: TuningArguments, data: DataArguments
     entry = _on_first(ranks, lambda: _enter(out, training.resume, facts))
     if entry is None:
         sys.exit(0)
-    run_id, checkpoint, lock = entry
+    run_id, checkpoint, cut_off, lock = entry
     seen = ranks.gather(None if _read(out).get("id") == run_id else socket.gethostname())
     if blind := [f"rank {rank} on {host}" for rank, host in enumerate(seen) if host]:
         raise InputError(f"output_dir {out}: {blind[0]} does not see it; put it on a file system that all nodes share")
     training.run_name = training.run_name or f"{out.resolve().name}-{run_id}"
-    run = Run(out, run_id, checkpoint, {**facts, "run_id": run_id}, ranks, lock)
+    run = Run(out, run_id, checkpoint, {**facts, "run_id": run_id}, ranks, cut_off, lock)
     leave_at_once(lambda: run.leave(STOPPED))
     return run
 
@@ -154,7 +157,7 @@ def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
         _write(out, run_id, RUNNING, {**facts, "run_id": run_id})
     except OSError as error:
         raise InputError(f"output_dir {out}: cannot be written ({error})") from error
-    return Entry(run_id, checkpoint, lock)
+    return Entry(run_id, checkpoint, earlier.get("state") == RUNNING, lock)
 
 
 def _choose(out: Path, resume: str) -> Path | None:

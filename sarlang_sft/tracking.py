@@ -10,7 +10,6 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Thread
 from typing import Any
 
 import wandb
@@ -19,13 +18,20 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations.integration_utils import WandbCallback, rewrite_logs
 from wandb.errors import AuthenticationError
 
+from sarlang_sft.bounded_calls import BoundedCalls
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.val_answers import Answer
 
 STEP = "train/global_step"
 OFFLINE = ("offline", "dryrun")
-DEFAULTS = {"project": "sarlang-sft", "init_timeout": 30.0, "finish_timeout": 30.0}  # seconds
+DEFAULTS = {
+    "project": "sarlang-sft",
+    "init_timeout": 30.0,  # seconds
+    "finish_timeout": 30.0,
+    "finish_timeout_raises": True,
+    "x_transaction_log_flush_interval": 0.1,  # what lies longer in memory is lost when the process is killed
+}
 PATIENCE = 30.0  # seconds that a call may take beyond what wandb itself bounds
 LAST_PATIENCE = 5.0  # the same after a failure
 SPACE = 64 * 1024  # bytes that must fit on the disk at every line; wandb writes half of it at a time
@@ -45,25 +51,35 @@ class WandbTracker(TrainerCallback):
         run_id: The id of this output folder; a resumed training gives the same one.
         name: How W&B shows the run.
         record: The run's configuration, as JSON has it.
+        again: Repeat the lines since the checkpoint before the one that is resumed: the process was killed, and what
+            it logged last may not have reached a disk.
     """
 
-    def __init__(self, folder: Path, run_id: str, name: str | None, record: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, run_id: str, name: str | None, record: dict[str, Any], again: bool = False
+    ) -> None:
         self.folder = folder.absolute()
         self.run_id = run_id
         self.name = name
         self.record = record
+        self.again = again
         self.run: wandb.Run | None = None
-        self.ended = False
+        self.ended = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Start the run, or continue it."""
-        self.ended = False
-        if not state.is_world_process_zero or not self._attempt("setup", self._choose_settings, 2 * PATIENCE):
+        if not state.is_world_process_zero:
             return
-        if self.settings.mode != "disabled":
+        self.ended = False
+        self.calls = BoundedCalls(most_hanging=3)  # a log line, finishing, and tearing down
+        if self._attempt("setup", self._choose_settings, 2 * PATIENCE) and self.settings.mode != "disabled":
             self._attempt("start", self._start, self.settings.init_timeout + 2 * PATIENCE)
+        for line in state.log_history if self.again else []:
+            if line["step"] > state.global_step - state.save_steps:
+                logs = {name: value for name, value in line.items() if name != "step"}
+                self._log(lambda logs=logs, step=line["step"]: {**rewrite_logs(logs), STEP: step})
 
     def on_log(
         self,
@@ -85,11 +101,12 @@ class WandbTracker(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Finish the run, and say how to upload what is not."""
-        self._leave(exit_code=0)
+        if not self.ended:
+            self._leave(exit_code=0)
 
     def _attempt(self, what: str, call: Callable[[], None], seconds: float) -> bool:
         """Whether a call to wandb succeeded; the first that does not ends tracking."""
-        failure = bounded(call, seconds)
+        failure = self.calls.run(call, seconds)
         if failure:
             self._leave(exit_code=1, failure=f"{what}: {failure}")
         return not failure
@@ -102,7 +119,7 @@ class WandbTracker(TrainerCallback):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         logging.raiseExceptions = False  # wandb's own log is a file: each line on a full disk would be a traceback
         settings = wandb.setup().settings
-        own = {**DEFAULTS, "root_dir": str(self.folder), "run_name": self.name, "finish_timeout_raises": True}
+        own = {**DEFAULTS, "root_dir": str(self.folder), "run_name": self.name}
         own = {name: value for name, value in own.items() if name not in settings.model_fields_set}
         self.settings, self.own = settings.model_copy(update=own), wandb.Settings(**own)
         self.offline = ""  # why
@@ -113,7 +130,7 @@ class WandbTracker(TrainerCallback):
                 if not wandb.login(prompt=False, verify=True):
                     self.offline = "no API key: `wandb login` or WANDB_API_KEY brings one"
             except AuthenticationError as error:
-                self.offline = one_line(str(error))
+                self.offline = " ".join(str(error).split())
 
     def _start(self) -> None:
         init = partial(wandb.init, id=self.run_id, resume="allow", config=self.record, reinit="finish_previous")
@@ -121,10 +138,12 @@ class WandbTracker(TrainerCallback):
             try:
                 run = init(settings=self.own)
             except Exception as error:  # of many kinds: refused, unreachable, too slow
-                self.offline = one_line(str(error))
-                bounded(wandb.teardown, LAST_PATIENCE)  # until then the id counts as in use
+                self.offline = " ".join(str(error).split())
+                self.calls.run(wandb.teardown, LAST_PATIENCE)  # until then the id counts as in use
         if self.offline:
-            run = init(mode="offline", settings=self.own.model_copy(update={"silent": True}))
+            silent = self.own.model_copy(update={"silent": True})  # what it says of offline runs concerns one attempt
+            wandb.termsetup(silent, None)
+            run = init(mode="offline", settings=silent)
             print(f"W&B: offline ({self.offline}), kept in {run.settings.wandb_dir}", flush=True)
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
@@ -151,37 +170,14 @@ class WandbTracker(TrainerCallback):
             settings = run.settings
             timeout = settings.finish_timeout  # 0: the user wants to wait for the upload however long it takes
             patience = LAST_PATIENCE if failure else timeout + PATIENCE if timeout else None
-            unfinished = bounded(lambda: run.finish(exit_code), patience)
+            unfinished = self.calls.run(lambda: run.finish(exit_code), patience)
             failure = failure or (unfinished and f"finish: {unfinished}")
-        bounded(wandb.teardown, LAST_PATIENCE)
+        self.calls.run(wandb.teardown, LAST_PATIENCE)
         if failure:
             print(f"W&B stopped: {failure}; training is not affected, its log is in trainer_state.json", flush=True)
         if run is not None:
             for command in upload_commands(settings, complete=not failure):
                 print(f"W&B: to upload this run: {command}", flush=True)
-
-
-def bounded(call: Callable[[], object], seconds: float | None) -> str:
-    """Why a call failed, or nothing; after so many seconds it is left to itself, in a thread that nobody waits for."""
-    failures: list[str] = []
-
-    def guarded() -> None:
-        try:
-            call()
-        except BaseException as error:  # wandb's teardown leaves with SystemExit
-            failures.append(one_line(f"{type(error).__name__}: {error}"))
-
-    thread = Thread(target=guarded, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        return f"no answer within {seconds:.0f} seconds"
-    return failures[0] if failures else ""
-
-
-def one_line(text: str) -> str:
-    """A text of several lines on one."""
-    return " ".join(text.split())
 
 
 def check_space(folder: Path) -> None:
@@ -239,17 +235,18 @@ def side_by_side(paths: list[Path]) -> wandb.Image | None:
     return wandb.Image(canvas, file_type="jpg")
 
 
-def add_tracker(trainer: Trainer, run_id: str, record: dict[str, Any]) -> WandbTracker | None:
+def add_tracker(trainer: Trainer, run_id: str, record: dict[str, Any], again: bool = False) -> WandbTracker | None:
     """Track to W&B if `report_to` says so; what else it names is left to transformers' own callbacks.
 
     Args:
         run_id: The id of the run's output folder.
         record: The run's configuration in W&B.
+        again: Its last process was killed.
     """
     args = trainer.args
     if "wandb" not in args.report_to:
         return None
-    tracker = WandbTracker(Path(args.output_dir), run_id, args.run_name, record)
+    tracker = WandbTracker(Path(args.output_dir), run_id, args.run_name, record, again)
     trainer.remove_callback(WandbCallback)
     trainer.add_callback(tracker)
     return tracker

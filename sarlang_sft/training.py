@@ -298,7 +298,7 @@ def build_trainer(
     if trainer.is_world_process_zero():
         print(component_table(counts, trainable, tuning), flush=True)
     components = {count.component: {**asdict(count), "state": count.state} for count in counts}
-    tracker = add_tracker(trainer, run.id, {**run.facts, "components": components})
+    tracker = add_tracker(trainer, run.id, {**run.facts, "components": components}, run.cut_off)
     trainer.join(run, data.image_ops, plan.questions, tracker)
     if not trainer.is_deepspeed_enabled:  # which keeps weights in 32 bits beside those of the model
         for parameter in trainer.model.parameters():

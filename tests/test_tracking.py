@@ -27,12 +27,11 @@ from sarlang_sft import tracking
 from sarlang_sft.arguments import TrainArguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.run_trainer import RunTrainer
-from sarlang_sft.tracking import WandbTracker, add_tracker, answer_table
+from sarlang_sft.tracking import WandbTracker, answer_table
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.val_answers import Answer
 
 RECORD = {"options": {"learning_rate": 0.1, "tasks": ["counting"]}, "git": {"commit": "abc", "dirty": None}}
-WANDB = str(Path(sys.executable).with_name("wandb"))
 OF_USERS = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DATA_DIR", "WANDB_DIR", "WANDB_ENTITY", "WANDB_PROJECT")
 
 
@@ -99,9 +98,13 @@ def command_of(output: str) -> str:
     return command
 
 
-def run_command(command: str, server: WandbServer) -> str:
-    environment = {**os.environ, **server.environment(), "PATH": f"{Path(WANDB).parent}:{os.environ['PATH']}"}
-    ran = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
+def run_command(command: str, server: WandbServer, where: Path) -> str:
+    """What a shell prints that runs it in a folder, where the client leaves its logs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **server.environment(), "PATH": path}
+    ran = subprocess.run(
+        ["sh", "-c", command], cwd=where, env=environment, capture_output=True, text=True, timeout=120
+    )
     return ran.stdout + ran.stderr
 
 
@@ -128,14 +131,16 @@ def test_a_resumed_training_is_one_run_whose_printed_command_uploads_it_whole(
     for steps in (2, 4):
         tuning = TuningArguments(tuning="lora")
         trainer, _ = make_trainer(tiny, data, tmp_path, tuning, max_steps=steps, **options)
-        assert add_tracker(trainer, "id0", RECORD)
+        trainer.tracker.again = False  # as after a stop on request
         assert not any(type(callback) is WandbCallback for callback in trainer.callback_handler.callbacks)
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if steps == 4 else None)
+        trainer.train()
     first, second = read_attempts(tmp_path / "wandb")
-    assert first.id == second.id == "id0" and first.name == second.name == "n"
+    assert first.id == second.id == trainer.run.id and first.name == second.name == "n"
     assert [logged_steps(attempt.history) for attempt in (first, second)] == [[1, 2], [3, 4]]
     for attempt in (first, second):
-        assert {**attempt.config, **RECORD} == attempt.config and attempt.exit_code == 0
+        assert attempt.config["components"]["language_model"]["state"] == "adapted" and attempt.exit_code == 0
+        assert attempt.config["data"][0]["train.parquet"] == trainer.run.facts["data"][0]["train.parquet"]
+        assert {"options", "versions", "git", "base"} <= attempt.config.keys()
         assert attempt.steps == {"train/global_step": "", "*": "train/global_step"}
         assert "proc.memory.rssMB" in attempt.system
         assert {"train/loss", "train/qa_per_s", "train/tokens_per_s", "train/epoch"} <= attempt.history[0].keys()
@@ -143,12 +148,13 @@ def test_a_resumed_training_is_one_run_whose_printed_command_uploads_it_whole(
     with wandb_server() as server:
         output = capsys.readouterr().out
         assert f"W&B: offline (as chosen), kept in {tmp_path / 'wandb'}" in output
-        run_command(output.splitlines()[-1].split("upload this run: ")[1], server)
-        assert list(server.runs) == ["id0"] and logged_steps(server.history("id0")) == [1, 2, 3, 4]
-        assert server.config("id0") == RECORD
-        steps = [line["_step"] for line in server.history("id0")]
+        command = command_of(output.splitlines()[-1])
+        run_command(command, server, tmp_path)
+        assert list(server.runs) == [first.id] and logged_steps(server.history(first.id)) == [1, 2, 3, 4]
+        assert server.config(first.id)["options"]["max_steps"] == 4
+        steps = [line["_step"] for line in server.history(first.id)]
         assert steps == list(range(len(steps)))  # none replaces another
-        assert "No runs to sync" in run_command(output.splitlines()[-1].split("upload this run: ")[1], server)
+        assert "No runs to sync" in run_command(command, server, tmp_path)
 
 
 def test_files_that_break_off_or_are_empty_keep_no_other_from_the_upload(
@@ -161,7 +167,7 @@ def test_files_that_break_off_or_are_empty_keep_no_other_from_the_upload(
     torn.write_bytes(torn.read_bytes()[:-10])
     empty.write_bytes(b"")
     with wandb_server() as server:
-        run_command(command_of(capsys.readouterr().out.splitlines()[-1]), server)
+        run_command(command_of(capsys.readouterr().out.splitlines()[-1]), server, tmp_path)
         assert list(server.runs) == ["id0"]
         assert set(logged_steps(server.history("id0"))) >= {1, 2, 3, 4, 5, 10, 11, 12}
 
@@ -186,7 +192,7 @@ def test_a_run_can_change_between_offline_and_online(
     monkeypatch.setenv("WANDB_MODE", "online")
     capsys.readouterr()
     track(tmp_path, range(3, 5))
-    run_command(command_of(capsys.readouterr().out), server)  # what is not uploaded yet is said again
+    run_command(command_of(capsys.readouterr().out), server, tmp_path)  # what is not uploaded yet is said again
     assert sorted(logged_steps(server.history("id0"))) == [1, 2, 3, 4]
 
 
@@ -227,7 +233,7 @@ def test_a_server_that_falls_silent_stops_the_run_in_bounded_time_and_the_rest_c
     output = capsys.readouterr().out
     assert output.count("W&B stopped: finish: TimeoutError") == 1
     server.silent.clear()
-    run_command(command_of(output), server)
+    run_command(command_of(output), server, tmp_path)
     assert set(logged_steps(server.history("id0"))) == {1, 2, 3, 4}
 
 
@@ -238,7 +244,6 @@ def test_a_killed_wandb_core_changes_nothing_in_the_training(
     untracked, _ = make_trainer(tiny, data, tmp_path / "a", TuningArguments(tuning="lora"), **options)
     untracked.train()
     trainer, _ = make_trainer(tiny, data, tmp_path / "b", TuningArguments(tuning="lora"), report_to="wandb", **options)
-    add_tracker(trainer, "id0", RECORD)
     trainer.add_callback(AtStep(2, lambda: [core.kill() for core in cores()]))
     capsys.readouterr()
     trainer.train()
@@ -263,22 +268,30 @@ def test_a_hung_wandb_core_is_left_after_one_wait(
         tracker.on_train_end(None, state, None)
     finally:
         core.kill()
-    assert capsys.readouterr().out.count("W&B stopped: log: no answer within 1 seconds") == 1
+    assert capsys.readouterr().out.count("W&B stopped: log: no answer within 1 second") == 1
 
 
-def test_a_full_disk_stops_the_tracking_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("full", ["at the start", "later"])
+def test_a_full_disk_stops_the_tracking_alone(full: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+
+    def fill() -> None:
+        with pytest.raises(OSError, match="No space"), (disk / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+
     try:
+        if full == "at the start":
+            fill()
         tracker = tracker_of(disk)
         state = begin(tracker)
-        log_steps(tracker, state, range(1, 3))
-        with (disk / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
-            while True:
-                assert ballast.write(bytes(4096)) == 4096 or ballast.write(bytes(1))
+        if full == "later":
+            log_steps(tracker, state, range(1, 3))
+            fill()
         log_steps(tracker, state, range(3, 6))
         tracker.on_train_end(None, state, None)
     finally:
@@ -286,52 +299,56 @@ def test_a_full_disk_stops_the_tracking_alone(tmp_path: Path, capsys: pytest.Cap
     captured = capsys.readouterr()
     assert captured.out.count("W&B stopped: log: OSError: [Errno 28] No space left on device") == 1
     assert "Traceback" not in captured.err
+    assert ("upload this run" in captured.out) == (full == "later")  # nothing came to the disk that was full at once
 
 
 ENDS = """
-import sys
+import os, signal, sys, time
 from pathlib import Path
 import psutil
 from transformers import TrainerState
 from sarlang_sft import tracking
 
-tracking.LAST_PATIENCE = tracking.PATIENCE = 5.0
+tracking.LAST_PATIENCE = tracking.PATIENCE = 2.0
 tracker = tracking.WandbTracker(Path(sys.argv[1]), "id0", None, {})
-tracker.on_train_begin(None, TrainerState(is_world_process_zero=True), None)
+state = TrainerState(is_world_process_zero=True, global_step=1)
+tracker.on_train_begin(None, state, None)
+tracker.on_log(None, state, None, logs={"loss": 1.0})
 [core] = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
 print("core", core.pid, flush=True)
-if sys.argv[2] == "hung":
+time.sleep(0.5)
+if sys.argv[2] == "core hangs":
     core.suspend()
+if sys.argv[2] == "is killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 raise RuntimeError("the training failed")
 """
 
 
-@pytest.mark.parametrize("core", ["well", "hung"])
-def test_a_failing_program_on_a_terminal_is_never_asked_and_always_ends(
-    core: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", ["fails", "is killed", "core hangs"])
+def test_a_program_on_a_terminal_is_never_asked_always_ends_and_keeps_its_lines(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
     terminal, slave = pty.openpty()
-    log = tmp_path / "log"
-    with log.open("w") as out:
-        program = subprocess.Popen(
-            [sys.executable, "-c", ENDS, str(tmp_path), core], stdin=slave, stdout=slave, stderr=out
-        )
+    command = [sys.executable, "-c", ENDS, str(tmp_path), end]
+    with (tmp_path / "log").open("w") as log:
+        program = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=log)
     try:
-        assert program.wait(timeout=120) == 1
+        assert program.wait(timeout=120) == (-9 if end == "is killed" else 1)
     finally:
         program.kill()
         os.close(slave)
         printed = os.read(terminal, 65536).decode()
         os.close(terminal)
-        hung = int(printed.split("core ")[1].split()[0])
-        if core == "hung":
-            psutil.Process(hung).kill()
-    assert "no API key" in printed and "RuntimeError: the training failed" in log.read_text()
-    if core == "well":
-        [attempt] = read_attempts(tmp_path / "wandb")
-        assert attempt.exit_code == 1
+        if end == "core hangs":
+            psutil.Process(int(printed.split("core ")[1].split()[0])).kill()
+    assert "no API key" in printed and ("the training failed" in (tmp_path / "log").read_text()) == (
+        end != "is killed"
+    )
+    [attempt] = read_attempts(tmp_path / "wandb")
+    assert logged_steps(attempt.history) == [1] and attempt.exit_code == (1 if end == "fails" else None)
 
 
 @pytest.mark.parametrize(("mode", "rank"), [("disabled", 0), ("offline", 1)])
@@ -405,8 +422,8 @@ def test_tensorboard_goes_on_when_resumed(tiny: Path, data: Path, tmp_path: Path
     for steps in (2, 4):
         tuning = TuningArguments(tuning="lora")
         trainer, _ = make_trainer(tiny, data, tmp_path, tuning, max_steps=steps, **options)
-        assert add_tracker(trainer, "id0", RECORD) is None
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if steps == 4 else None)
+        assert trainer.tracker is None
+        trainer.train()
         time.sleep(1)  # its folders are named by the second
     found = {}
     for file in tmp_path.glob("runs/*/events.*"):
@@ -427,7 +444,7 @@ def test_trackio_keeps_one_local_run_when_resumed(
     for steps in (2, 4):
         tuning = TuningArguments(tuning="lora")
         trainer, _ = make_trainer(tiny, data, tmp_path, tuning, max_steps=steps, **options)
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if steps == 4 else None)
+        trainer.train()
     with sqlite3.connect(tmp_path / "trackio/huggingface.db") as store:
         rows = store.execute("select run_name, run_id, metrics from metrics order by id").fetchall()
     lines = [json.loads(metrics) for _, _, metrics in rows]
@@ -441,3 +458,15 @@ def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
         TrainArguments(output_dir=str(tmp_path), report_to="wandbb")
     assert TrainArguments(output_dir=str(tmp_path)).report_to == ["wandb"]
     assert TrainArguments(output_dir=str(tmp_path), report_to="none").report_to == []
+
+
+def test_after_a_kill_the_lines_since_the_checkpoint_before_are_logged_again(tmp_path: Path) -> None:
+    track(tmp_path, range(1, 3))
+    tracker = WandbTracker(tmp_path, "id0", "a name", RECORD, again=True)
+    lines = [{"loss": 1 / step, "epoch": 0.1, "step": step} for step in (1, 2, 4, 6, 8)]
+    state = TrainerState(is_world_process_zero=True, global_step=8, save_steps=4, log_history=lines)
+    tracker.on_train_begin(None, state, None)
+    tracker.on_train_end(None, state, None)
+    first, second = read_attempts(tmp_path / "wandb")
+    assert [logged_steps(attempt.history) for attempt in (first, second)] == [[1, 2], [6, 8]]
+    assert second.history[0]["train/loss"] == 1 / 6 and "train/step" not in second.history[0]
