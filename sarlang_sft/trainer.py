@@ -28,8 +28,9 @@ from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.trees import PADDING
 from sarlang_sft.tuning import TuningArguments
-from sarlang_sft.val_answers import Answer, Share, ValQuestion, answer_sample, judge, score, write_answers
+from sarlang_sft.val_answers import Answer, Share, answer_sample, judge, score, write_answers
 from sarlang_sft.val_loss import Batch, read_batches, share_out
+from sarlang_sft.val_questions import ValQuestion
 
 
 class AnswerLog(Protocol):
@@ -215,7 +216,7 @@ class DialogueTrainer(SFTTrainer):
         """`eval_loss`, the mean over all supervised tokens (or answers) of the split `val`; scores of its questions.
 
         Neither depends on batches, packing and ranks, and training goes on as if nothing had been evaluated. The
-        answers go to `val_answers/step-<step>.jsonl` in the output folder.
+        answers go to `val_answers/step-<step>.jsonl` in the output folder. With DeepSpeed, training must have begun.
 
         Args:
             eval_dataset: Rows for the loss instead of those of `val`.
@@ -240,7 +241,7 @@ class DialogueTrainer(SFTTrainer):
         training = self.model_wrapped.training
         self.model_wrapped.eval()
         if self.is_in_train:
-            self.optimizer.eval()  # which optimisers without a schedule need; each step puts it back
+            self.optimizer.eval()  # schedule-free ones have other weights to evaluate; each step puts it back
         try:
             with torch.random.fork_rng(devices), torch.no_grad(), self.compute_loss_context_manager():
                 yield
