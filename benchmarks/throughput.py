@@ -31,10 +31,11 @@ from sarlang_sft.arguments import TrainArguments
 from sarlang_sft.attention import FLEX, choose_attention
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.flops import PEAK_FLOPS, FlopCount, count_flops
+from sarlang_sft.meter import Meter
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.trainable import choose_trainable, freeze_all_but, run_frozen_without_gradient
-from sarlang_sft.trainer import DialogueTrainer, Meter
+from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
 

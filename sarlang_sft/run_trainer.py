@@ -25,10 +25,12 @@ from sarlang_sft.loading import bring_back
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.progress import Progress, load_progress, save_progress
 from sarlang_sft.runs import Run
+from sarlang_sft.supervision import first_tokens
 from sarlang_sft.tracking import WandbTracker
-from sarlang_sft.trainer import DialogueTrainer, first_tokens
-from sarlang_sft.val_answers import Share, ValQuestion, answer_sample, judge, score, write_answers
+from sarlang_sft.trainer import DialogueTrainer
+from sarlang_sft.val_answers import Share, answer_sample, judge, score, write_answers
 from sarlang_sft.val_loss import Batch, read_batches, share_out
+from sarlang_sft.val_questions import ValQuestion
 
 
 class Continuation(TrainerCallback):
@@ -200,7 +202,7 @@ class RunTrainer(DialogueTrainer):
         """`eval_loss`, the mean over all supervised tokens (or answers) of the split `val`; scores of its questions.
 
         Neither depends on batches, packing and ranks, and training goes on as if nothing had been evaluated. The
-        answers go to `val_answers/step-<step>.jsonl` in the output folder.
+        answers go to `val_answers/step-<step>.jsonl` in the output folder. With DeepSpeed, training must have begun.
 
         Args:
             eval_dataset: Rows for the loss instead of those of `val`.
@@ -225,7 +227,7 @@ class RunTrainer(DialogueTrainer):
         training = self.model_wrapped.training
         self.model_wrapped.eval()
         if self.is_in_train:
-            self.optimizer.eval()  # which optimisers without a schedule need; each step puts it back
+            self.optimizer.eval()  # schedule-free ones have other weights to evaluate; each step puts it back
         try:
             with torch.random.fork_rng(devices), torch.no_grad(), self.compute_loss_context_manager():
                 yield

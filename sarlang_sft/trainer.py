@@ -1,6 +1,5 @@
 """TRL's trainer with the mask of image trees, one loss for every way of batching, and honest speed figures."""
 
-import resource
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,69 +15,13 @@ from sarlang_sft.attention import tree_mask
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.collate import IGNORED
 from sarlang_sft.errors import InputError
-from sarlang_sft.flops import PEAK_FLOPS, FlopCount, Work, count_flops
+from sarlang_sft.flops import FlopCount, count_flops
+from sarlang_sft.meter import Meter, speed_of
 from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
-from sarlang_sft.trees import PADDING
+from sarlang_sft.supervision import answer_weights, first_tokens
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.val_loss import Batch
-
-
-def first_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """(B, L) bool: the first supervised token of every answer."""
-    first = labels != IGNORED
-    first[:, 1:] &= labels[:, :-1] == IGNORED
-    return first
-
-
-def answers(labels: torch.Tensor) -> torch.Tensor:
-    """Number the answers of a batch: (B, L) int64, 1, 2, ... on supervised tokens, 0 elsewhere.
-
-    An answer is a run of supervised tokens; questions, trunks and padding lie between them.
-    """
-    return first_tokens(labels).flatten().cumsum(0).view_as(labels) * (labels != IGNORED)
-
-
-def answer_weights(labels: torch.Tensor) -> torch.Tensor:
-    """(B, L) float32 weights that sum to 1 over the tokens of every answer; 0 on tokens that are not supervised."""
-    number = answers(labels)
-    sizes = torch.bincount(number.flatten())
-    return torch.where(number > 0, 1.0 / sizes[number], 0.0)
-
-
-class Meter:
-    """Counts of one rank since the last log line; kept on the device, so that counting waits for no kernel."""
-
-    def __init__(self, start: float) -> None:
-        self.start = start
-        self.waited = 0.0
-        self.counts = torch.zeros(4, dtype=torch.long)  # answers, tokens, image tokens, scored tokens
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, while the time until each arrives is counted."""
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, batch: Batch, image_token_id: int, scores_everything: bool) -> None:
-        """Count a batch; padding does not count."""
-        real = batch["segments"][..., 0] != PADDING if "segments" in batch else batch["attention_mask"].bool()
-        scored = real if scores_everything else batch["labels"] != IGNORED
-        image_tokens = batch["input_ids"] == image_token_id
-        counts = [answers(batch["labels"]).max(), real.sum(), image_tokens.sum(), scored.sum()]
-        self.counts = self.counts.to(real.device) + torch.stack(counts)
-
-    def answers(self) -> int:
-        """Question-answer pairs."""
-        return int(self.counts[0])
-
-    def work(self) -> Work:
-        """What the batches asked of the model."""
-        return Work(*self.counts[1:].tolist())
 
 
 class DialogueTrainer(SFTTrainer):
@@ -177,28 +120,6 @@ class DialogueTrainer(SFTTrainer):
         """Add the speed since the last line, checkpoints and evaluation included: over all ranks, with the longest
         wait for data and the highest peak of memory."""
         if "loss" in logs:
-            logs.update(self._speed())
+            meter, self.meter = self.meter, Meter(time.perf_counter())
+            logs.update(speed_of(meter, self.args.device, self.flops, self.accelerator.gather))
         super().log(logs, start_time)
-
-    def _speed(self) -> dict[str, float]:
-        now, device = time.perf_counter(), self.args.device
-        meter, self.meter = self.meter, Meter(now)
-        seconds = now - meter.start
-        if device.type == "cuda":
-            memory, gpu = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
-        else:
-            memory, gpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, ""
-        own = [meter.answers(), meter.work().tokens, self.flops(meter.work()), meter.waited, memory]
-        ranks = self.accelerator.gather(torch.tensor([own], dtype=torch.float64, device=device))
-        answered, tokens, flops = ranks[:, :3].sum(dim=0).tolist()
-        waited, memory = ranks[:, 3:].max(dim=0).values.tolist()
-        speed = {
-            "qa_per_s": round(answered / seconds, 2),
-            "tokens_per_s": round(tokens / seconds, 1),
-            "data_wait": round(waited / seconds, 4),
-            "peak_memory_gb": round(memory / 1e9, 2),
-        }
-        for name, peak in PEAK_FLOPS.items():
-            if name in gpu:
-                speed["mfu"] = round(flops / seconds / peak / len(ranks), 4)
-        return speed

@@ -65,7 +65,8 @@ from sarlang_sft.trainable import (
 )
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
-from sarlang_sft.val_answers import ValQuestion, check_metric, choose_questions, describe_questions
+from sarlang_sft.val_answers import check_metric
+from sarlang_sft.val_questions import ValQuestion, choose_questions, describe_questions
 
 SAMPLE_SCENES = 200
 

@@ -1,15 +1,11 @@
-"""A fixed sample of the questions of the split `val`, answered while the model trains, and scored by task."""
+"""Answers to a fixed sample of the questions of the split `val` while a model trains, and their scores by task."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
@@ -18,44 +14,12 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.inference import Asked, TunedModel
-from sarlang_sft.packing import PlannedRows
 from sarlang_sft.scoring.captions import Caption, caption_metrics
 from sarlang_sft.scoring.predictions import CAPTION_TASK
 from sarlang_sft.scoring.vqa import exact_verdict
 from sarlang_sft.shared_trunk import answer_together
+from sarlang_sft.val_questions import ValQuestion, first_places, make_batches, prompts_by_image
 from sarlang_sft.whole_output import whole_file
-
-
-@dataclass(frozen=True)
-class ValQuestion:
-    """One question of the sample; the last of `turns`, whose boxes are in the model's own words.
-
-    Attributes:
-        image_root: Folder that the names `images` are relative to.
-    """
-
-    id: str
-    image_root: Path
-    images: tuple[str, ...]
-    subset: str
-    task: str
-    turns: list[dict[str, str]]
-
-    @property
-    def about(self) -> tuple[Path | str, ...]:
-        """What questions that are answered together share: the files of their images, or else their dialogue."""
-        return self.paths or (self.id.rpartition("#")[0],)
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files of its images."""
-        return tuple((self.image_root / image).absolute() for image in self.images)
-
-    @property
-    def prompt(self) -> tuple[Path | str, ...]:
-        """Differs where the model may answer differently."""
-        *before, last = self.turns
-        return *self.about, *(text for turn in before for text in turn.values()), last["question"]
 
 
 class Answer(NamedTuple):
@@ -81,45 +45,6 @@ class Share(NamedTuple):
 Said = dict[int, tuple[str, float]]  # by its place in the sample: the text of an answer and its log-probability
 
 
-def choose_questions(rows: PlannedRows, count: int) -> list[ValQuestion]:
-    """The sample: at most `count` questions of the planned dialogues, those of an image side by side.
-
-    Images come in the order of a hash of their names, so that neither the order of data folders nor that of their
-    rows changes the sample. The last image may have more questions than are taken.
-    """
-    if not count:
-        return []
-    planned = np.unique(np.concatenate([tree for row in rows.epochs[0] for tree in row]))
-    found = {}
-    for row in rows.dialogues.select(planned).to_list():
-        for place, turn in enumerate(row["turns"]):
-            if turn["answer"].strip():
-                question = ValQuestion(
-                    f"{row['id']}#{place}",
-                    Path(row["image_root"]),
-                    tuple(row["images"]),
-                    row["subset"],
-                    row["task"],
-                    row["turns"][: place + 1],
-                )
-                found[question.about, question.id, turn["question"]] = question  # a folder may be named twice
-
-    def order(question: ValQuestion) -> tuple[bytes, tuple[str, ...], str, str]:
-        names = "\n".join(question.images) or question.id
-        about = tuple(map(str, question.about))
-        return hashlib.sha256(names.encode()).digest(), about, question.id, question.turns[-1]["question"]
-
-    return sorted(found.values(), key=order)[:count]
-
-
-def describe_questions(questions: Sequence[ValQuestion]) -> str:
-    """What the sample consists of, in one line."""
-    images = len({question.about for question in questions})
-    tasks = Counter(question.task for question in questions)
-    listed = ", ".join(f"{task} {number:,}" for task, number in sorted(tasks.items()))
-    return f"val questions: {len(questions):,} on {images:,} images ({listed})"
-
-
 def check_metric(metric: str, questions: Sequence[ValQuestion]) -> None:
     """Raise [`InputError`] if an evaluation with this sample does not give the metric `metric_for_best_model`."""
     given = ["loss", *score(questions, [])]
@@ -128,25 +53,6 @@ def check_metric(metric: str, questions: Sequence[ValQuestion]) -> None:
             f"metric_for_best_model {metric}: none of the {len(questions):,} val_questions is of that kind; ask more, "
             f"or choose one of {', '.join(given)}"
         )
-
-
-def make_batches(questions: Sequence[ValQuestion], share: Share, size: int) -> list[list[int]]:
-    """The places in the sample of the prompts that a rank answers at once: at most `size`, whole images if they fit.
-
-    Ranks take the images in turn. Of equal prompts (images have several captions) only the first is asked.
-    """
-    unlike = sorted(_first_places(questions).values())
-    images = [list(group) for _, group in groupby(unlike, key=lambda place: questions[place].about)]
-    own = images if share.in_step else images[share.rank :: share.ranks]
-    batches: list[list[int]] = []
-    for image in own:
-        parts = [image[start : start + size] for start in range(0, len(image), size)]
-        for part in parts:
-            if batches and len(batches[-1]) + len(part) <= size:
-                batches[-1] += part
-            else:
-                batches.append(part)
-    return batches
 
 
 def answer_sample(
@@ -168,8 +74,10 @@ def answer_sample(
     Returns:
         Without the questions whose images cannot be read; the same on every rank.
     """
-    batches = make_batches(questions, share, size)
-    rounds = max(len(make_batches(questions, share._replace(rank=rank), size)) for rank in range(share.ranks))
+    images = prompts_by_image(questions)
+    step = 1 if share.in_step else share.ranks
+    batches = make_batches(images[share.rank % step :: step], size)
+    rounds = max(len(make_batches(images[rank::step], size)) for rank in range(step))
     said: Said = {}
     for number in tqdm(range(rounds), desc="val answers", unit=" batches", leave=False, disable=not progress):
         before_batch()
@@ -182,17 +90,9 @@ def answer_sample(
             said |= dict(zip(asked, answers, strict=True))
     if not share.in_step:
         said = dict(gather_object(list(said.items())))
-    first = _first_places(questions)
+    first = first_places(questions)
     same = {place: first[question.prompt] for place, question in enumerate(questions)}
     return {place: said[asked] for place, asked in same.items() if asked in said}
-
-
-def _first_places(questions: Sequence[ValQuestion]) -> dict[tuple[Path | str, ...], int]:
-    """Where each prompt first stands in the sample."""
-    places: dict[tuple[Path | str, ...], int] = {}
-    for place, question in enumerate(questions):
-        places.setdefault(question.prompt, place)
-    return places
 
 
 def _with_pictures(tuned: TunedModel, questions: Sequence[ValQuestion], places: list[int]) -> dict[int, Asked]:

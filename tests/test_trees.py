@@ -27,7 +27,7 @@ from sarlang_sft.backbones import BACKBONES, find_backbone, mrope_positions
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.loading import load_processor, load_weights
-from sarlang_sft.trainer import answer_weights, answers
+from sarlang_sft.supervision import answer_weights, answers
 from sarlang_sft.trees import PADDING, TRUNK, TreeCollator
 
 TURNS = [

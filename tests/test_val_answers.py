@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +32,9 @@ from sarlang_sft.sarlang import Prompts, convert
 from sarlang_sft.scoring.captions import score_captions
 from sarlang_sft.scoring.predictions import Row
 from sarlang_sft.tuning import TuningArguments
-from sarlang_sft.val_answers import (
-    Answer,
-    Share,
-    ValQuestion,
-    answer_sample,
-    check_metric,
-    choose_questions,
-    judge,
-    make_batches,
-    score,
-)
+from sarlang_sft.val_answers import Answer, Share, answer_sample, check_metric, judge, score
 from sarlang_sft.val_loss import read_batches, share_out
+from sarlang_sft.val_questions import ValQuestion, choose_questions, make_batches, prompts_by_image
 
 QWEN = BACKBONES["qwen2_5_vl"]
 ALL = Share(0, 1, False)
@@ -234,7 +225,7 @@ def test_an_image_is_encoded_once(taught: Path, folder: Path) -> None:
     tuned.model.model.language_model.register_forward_hook(lambda m, inputs, output: begun.append(m))
     answer_sample(tuned, questions, ALL, 32, 12, lambda: None, False)
     assert sum(encoded) == len({question.images for question in questions})
-    assert len(begun) <= len(make_batches(questions, ALL, 32)) * 13
+    assert len(begun) <= len(make_batches(prompts_by_image(questions), 32)) * 13
 
 
 @pytest.mark.parametrize("way", ["lora", "qlora"])
@@ -341,16 +332,17 @@ def test_the_sample_is_whole_images_and_the_same_however_the_folders_are_listed(
     assert changes == len(set(images)) - 1 and images != sorted(images)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_ranks_share_whole_images(ranks: int, folder: Path) -> None:
+def test_batches_are_whole_images_where_they_fit_and_ask_every_prompt_once(folder: Path) -> None:
     questions = choose_questions(val_rows(DataSource(str(folder))), 100)
-    shares = [make_batches(questions, Share(rank, ranks, False), 16) for rank in range(ranks)]
-    prompts = [questions[place].prompt for share in shares for batch in share for place in batch]
+    images = prompts_by_image(questions)
+    assert [len({questions[place].images for place in image}) for image in images] == [1] * len(images)
+    prompts = [questions[place].prompt for image in images for place in image]
     assert len(prompts) == len(set(prompts)) < 100 and set(prompts) == {question.prompt for question in questions}
-    assert all(0 < len(batch) <= 16 for share in shares for batch in share)
-    owners = [{questions[place].images for batch in share for place in batch} for share in shares]
-    assert sum(map(len, owners)) == len(set.union(*owners))
-    assert make_batches(questions, Share(2, 3, True), 16) == make_batches(questions, ALL, 16)
+    sizes = list(map(len, images))
+    batches = make_batches(images, max(sizes))
+    assert list(chain(*batches)) == list(chain(*images)) and len(batches) <= len(images)
+    assert all(set(image) <= set(batch) for image in images for batch in batches if set(image) & set(batch))
+    assert list(map(len, make_batches([[0, 1, 2, 3, 4], [5], [6, 7]], 2))) == [2, 2, 2, 2]
 
 
 def test_boxes_are_asked_about_in_the_models_words(tiny: Path, tmp_path: Path) -> None:
