@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
@@ -200,6 +201,8 @@ class TrainArguments(SFTConfig):
             raise InputError(f"resume_from_checkpoint {self.resume_from_checkpoint}: say `resume` instead")
         if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
             raise InputError(f"resume {self.resume}: no such folder; give auto, never or a checkpoint's folder")
+        if self.ddp_timeout < 1:
+            raise InputError(f"ddp_timeout {self.ddp_timeout}: must be at least 1 second")
         if self.max_hours is not None and not self.max_hours > 0:
             raise InputError(f"max_hours {self.max_hours}: must be above 0")
         for name, wanted, why in FIXED:
@@ -213,7 +216,7 @@ class TrainArguments(SFTConfig):
             self.bf16 = bool(self.bf16)
             self.dataloader_pin_memory = False
         if self.deepspeed:
-            _prepare_deepspeed(self.use_cpu)
+            _prepare_deepspeed(self.use_cpu, timedelta(seconds=self.ddp_timeout))
         if self.use_cpu and "WORLD_SIZE" in os.environ:
             self.ddp_backend = "gloo"
         self.hf_deepspeed_config = None  # which transformers sets only if there is one
@@ -242,7 +245,7 @@ class TrainArguments(SFTConfig):
             raise InputError(f"metric_for_best_model {metric}: needs answers; set --val_questions 200, for example")
 
 
-def _prepare_deepspeed(on_cpu: bool) -> None:
+def _prepare_deepspeed(on_cpu: bool, timeout: timedelta) -> None:
     """Start DeepSpeed's process group before any model is loaded: ZeRO-3 partitions weights while they load."""
     if on_cpu and not (shutil.which("c++") or shutil.which("g++")):
         raise InputError("deepspeed on a CPU compiles its communication kernels: install a C++ compiler (g++)")
@@ -251,4 +254,4 @@ def _prepare_deepspeed(on_cpu: bool) -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", verbose=False)
+    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", timeout=timeout, verbose=False)

@@ -31,6 +31,7 @@ from sarlang_sft.trainer import DialogueTrainer
 from sarlang_sft.val_answers import Share, answer_sample, judge, score, write_answers
 from sarlang_sft.val_loss import Batch, read_batches, share_out
 from sarlang_sft.val_questions import ValQuestion
+from sarlang_sft.watchdog import Watchdog
 
 
 class Continuation(TrainerCallback):
@@ -72,13 +73,18 @@ class RunTrainer(DialogueTrainer):
         self.losses: list[torch.Tensor] = []  # of this step's batches on this rank
         self.images: list[list[str]] = []  # which they showed
         self.saving_seconds = 0.0
+        self.watchdog = Watchdog(run.ranks, self.args.ddp_timeout)
         self.interruption = Interruption(run.ranks, self.args.max_hours)
         self.add_callback(self.interruption)
         self.add_callback(Continuation(self))
 
     def train(self) -> TrainOutput:
         """Train, from the run's checkpoint on if it has one."""
-        return super().train(resume_from_checkpoint=self.run.checkpoint)
+        self.watchdog.start()
+        try:
+            return super().train(resume_from_checkpoint=self.run.checkpoint)
+        finally:
+            self.watchdog.stop()
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader; signals to its workers are left to this process."""
@@ -91,6 +97,7 @@ class RunTrainer(DialogueTrainer):
         start = time.perf_counter()
         self.check_weights()
         out, step = Path(self.args.output_dir), self.state.global_step
+        self.watchdog.progress(step, "saving")
         self.store_flos()
         if self.state.best_global_step == step:
             self.state.best_model_checkpoint = str(out / f"checkpoint-{step}")
@@ -107,6 +114,7 @@ class RunTrainer(DialogueTrainer):
             if self.args.should_save:
                 save_ops(building, self.image_ops)
                 self.state.save_to_json(str(building / "trainer_state.json"))
+            self.watchdog.progress(step, "saving")
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(out, self.args.save_total_limit, Path(best) if best else None)
@@ -140,6 +148,7 @@ class RunTrainer(DialogueTrainer):
 
     def check_interrupted(self) -> None:
         """Leave an evaluation when training is to stop; asked before every batch, equally often on every rank."""
+        self.watchdog.progress(self.state.global_step, "evaluating")
         if self.is_in_train and self.interruption.asked():
             raise EvaluationInterrupted
 
@@ -161,7 +170,8 @@ class RunTrainer(DialogueTrainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """The batches of one step; remembers what they show."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        reading = self.watchdog.reading(epoch_iterator, self.state.global_step + 1)
+        batches, items = super().get_batch_samples(reading, num_batches, device)
         self.losses, self.images = [], [batch["images"] for batch in batches]
         return batches, items
 
@@ -169,6 +179,7 @@ class RunTrainer(DialogueTrainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """The loss of a batch, after its backward pass."""
+        self.watchdog.progress(self.state.global_step + 1, "training")
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.losses.append(loss)
         return loss
