@@ -4,7 +4,6 @@ A checkpoint is written under another name, every file is flushed to the disk, a
 seals it, and only then it gets its name. What a kill or a full disk leaves behind has no name and no seal.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.ranks import Ranks
+from sarlang_sft.records import file_hash
 from sarlang_sft.whole_output import CannotWriteError, put_in_place
 
 SEAL = "checkpoint.json"
@@ -101,7 +101,7 @@ def check_checkpoint(folder: Path) -> Seal:
     try:
         _check_sizes(folder, seal)
         with ThreadPoolExecutor(max_workers=8) as threads:
-            found = threads.map(_sha256, (folder / name for name in seal.files))
+            found = threads.map(file_hash, (folder / name for name in seal.files))
             for (name, (_, expected)), digest in zip(seal.files.items(), found, strict=True):
                 if digest != expected:
                     raise BrokenCheckpointError(f"{folder}: {name} is damaged (its checksum differs)")
@@ -141,7 +141,7 @@ def new_checkpoint(out: Path, step: int, facts: dict[str, Any], ranks: Ranks) ->
             ranks.wait()
             files = sorted(path for path in building.rglob("*") if path.is_file())
             own = {
-                path.relative_to(building).as_posix(): {"bytes": _flush(path), "sha256": _sha256(path)}
+                path.relative_to(building).as_posix(): {"bytes": _flush(path), "sha256": file_hash(path)}
                 for path in files[ranks.own :: ranks.count]
             }
             entries = {name: entry for part in ranks.gather(own) for name, entry in part.items()}
@@ -219,8 +219,3 @@ def _flush(path: Path) -> int:
         return os.fstat(handle).st_size
     finally:
         os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

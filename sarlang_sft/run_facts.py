@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.environment import git_state, versions
 from sarlang_sft.errors import InputError
+from sarlang_sft.records import file_hash, image_root_of, open_split
 from sarlang_sft.tuning import TuningArguments
 
 Facts = dict[str, Any]
@@ -66,7 +67,15 @@ class Difference(NamedTuple):
 def collect_facts(
     model: ModelArguments, tuning: TuningArguments, data: DataArguments, training: TrainArguments
 ) -> Facts:
-    """What a run is made of, as JSON: options, fingerprints of base model and data, ranks, versions, git state."""
+    """What a run is made of, as JSON: options, fingerprints of base model and data, ranks, versions, git state.
+
+    Raises:
+        InputError: A data folder, its images or the model cannot be found.
+    """
+    for source in data.sources():
+        image_root_of(Path(source.path), source.image_root)
+        with open_split(Path(source.path), "train", ["dialogues"]):
+            pass
     options = {**asdict(model), **asdict(tuning), **asdict(data), **training.to_dict()}
     facts = {
         "options": options,
@@ -75,8 +84,8 @@ def collect_facts(
             {
                 **asdict(source),
                 **{
-                    name: _sha256(Path(source.path) / name)
-                    for name in ("manifest.json", "train.parquet", "val.parquet")
+                    path.name: file_hash(path) if path.is_file() else None
+                    for path in (Path(source.path) / name for name in DATA_FILES)
                 },
             }
             for source in data.sources()
@@ -113,7 +122,7 @@ def base_fingerprint(model_name_or_path: str) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".txt"):
-            digest.update(f"{path.name}\0{_sha256(path)}\0".encode())
+            digest.update(f"{path.name}\0{file_hash(path)}\0".encode())
         elif path.suffix == ".safetensors":
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode())
@@ -180,10 +189,3 @@ def _of_options(was: Facts, now: Facts) -> Iterator[Difference]:
         if name in then and then[name] != here[name]:
             means = NOTHING if name.startswith(FREE_GROUPS) else MEANS.get(name)
             yield Difference(name, repr(then[name]), repr(here[name]), means)
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

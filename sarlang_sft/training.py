@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -340,6 +341,8 @@ def save_result(trainer: RunTrainer, data: DataArguments, metrics: dict[str, flo
     out = Path(trainer.args.output_dir)
     part = out / ".result.part"
     with told_what_is_left(out, "the result"):
+        if trainer.is_world_process_zero():
+            shutil.rmtree(part, ignore_errors=True)  # of a killed process
         trainer.save_model(str(part))
         if trainer.is_world_process_zero():
             save_ops(part, data.image_ops)
