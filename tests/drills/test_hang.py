@@ -168,6 +168,7 @@ def test_a_training_names_the_rank_that_was_stopped(mode: str, tiny: Path, data:
     assert str(ranks["1"].pid) == re.search(SECOND, process.output())[1]
 
 
+@pytest.mark.slow
 def test_a_training_names_the_rank_whose_data_never_comes(
     tiny: Path, data: Path, sample: Path, tmp_path: Path
 ) -> None:
