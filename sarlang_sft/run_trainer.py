@@ -1,5 +1,6 @@
 """A trainer whose training is a run: evaluated, checkpointed, stopped on request, and gone on with."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,11 @@ from sarlang_sft.collate import IGNORED
 from sarlang_sft.divergence import Diverged, are_numbers, find_diverged, stop_diverged
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.inference import TunedModel
-from sarlang_sft.interruption import EvaluationInterrupted, Interruption, leave_signals_to_trainer
+from sarlang_sft.interruption import STOPPED_EXIT, EvaluationInterrupted, Interruption, leave_signals_to_trainer
 from sarlang_sft.loading import bring_back
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.progress import Progress, load_progress, save_progress
-from sarlang_sft.runs import Run
+from sarlang_sft.runs import STOPPED, Run
 from sarlang_sft.supervision import first_tokens
 from sarlang_sft.tracking import WandbTracker
 from sarlang_sft.trainer import DialogueTrainer
@@ -79,10 +80,14 @@ class RunTrainer(DialogueTrainer):
         self.add_callback(Continuation(self))
 
     def train(self) -> TrainOutput:
-        """Train, from the run's checkpoint on if it has one."""
+        """Train, from the run's checkpoint on if it has one; ends the program if it is to stop before a step."""
         self.watchdog.start()
         try:
             return super().train(resume_from_checkpoint=self.run.checkpoint)
+        except EvaluationInterrupted:  # before the first step: there is nothing new to keep
+            self.run.leave(STOPPED)
+            self.run.ranks.wait()
+            sys.exit(STOPPED_EXIT)
         finally:
             self.watchdog.stop()
 
