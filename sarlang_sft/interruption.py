@@ -96,6 +96,12 @@ def leave_at_once(note: Callable[[], None]) -> None:
         signal.signal(number, leave)
 
 
+def ignore_signals() -> None:
+    """What is left of the program takes a moment: a signal would only spoil its exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def leave_signals_to_trainer(worker: int) -> None:
     """Start a loader worker that only the process that trains can end.
 

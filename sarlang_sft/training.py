@@ -34,7 +34,7 @@ from sarlang_sft.checkpoints import told_what_is_left
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import save_ops
-from sarlang_sft.interruption import STOPPED_EXIT
+from sarlang_sft.interruption import STOPPED_EXIT, ignore_signals
 from sarlang_sft.lengths import Lengths, measure
 from sarlang_sft.mixture import DataSource, Mixture, read_mixture
 from sarlang_sft.packing import (
@@ -357,6 +357,7 @@ def save_result(trainer: RunTrainer, data: DataArguments, metrics: dict[str, flo
         metrics["bad_images"] = len(read_bad_images(out))
         trainer.save_metrics("train", metrics)
         trainer.save_state()
+        ignore_signals()
         trainer.run.leave(FINISHED)
     if trainer.is_world_process_zero():
         if metrics["bad_images"]:
