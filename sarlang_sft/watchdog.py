@@ -118,9 +118,10 @@ class Watchdog:
         self._place = (0, 0, "starting", time.monotonic())  # replaced as a whole, so that no thread sees half of it
         self._woken = 0.0
         self._heard: list[Heard] = []
-        self._answered = time.monotonic()
+        self._answered = self._looked = time.monotonic()
         self._stopped = threading.Event()
         self._store: dist.Store | None = None
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Begin to watch; every rank must call it. With one rank there is nothing to watch."""
@@ -131,13 +132,16 @@ class Watchdog:
         self.progress(0, "starting")
         self._report(0)
         self.ranks.wait()  # from here on there is a report of every rank
-        self._answered = time.monotonic()
-        for work in (self._exchange, self._watch):
-            threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
+        self._answered = self._looked = time.monotonic()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._watch)]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Watch no longer."""
         self._stopped.set()
+        for thread in self._threads:
+            thread.join(LONGEST_INTERVAL)  # unless it talks to a store that never answers
 
     def progress(self, step: int, doing: str) -> None:
         """Say that this rank has moved.
@@ -189,11 +193,11 @@ class Watchdog:
 
     def _watch(self) -> None:
         """Speak, or end this process, when this rank has waited too long."""
-        warned, patience, looked = False, 0, time.monotonic()
+        warned, patience = False, 0
         while not self._stopped.wait(self.interval):
-            before, looked = looked, time.monotonic()
-            if looked - before > SILENT * self.ddp_timeout:  # as when Slurm suspends a job: this process did not run
-                self._woken = looked
+            before, self._looked = self._looked, time.monotonic()
+            if self._looked - before > SILENT * self.ddp_timeout:
+                self._woken = self._looked  # this process did not run, as when Slurm suspends a job
             if self._idle() < WAITED * self.ddp_timeout:
                 warned, patience = False, 0
                 continue
