@@ -139,10 +139,11 @@ def new_checkpoint(out: Path, step: int, facts: dict[str, Any], ranks: Ranks) ->
             ranks.wait()
             yield building
             ranks.wait()
-            files = sorted(path for path in building.rglob("*") if path.is_file())
+            seen = {path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file()}
+            names = sorted(set().union(*ranks.gather(seen)))  # network file systems show some ranks a file later
             own = {
-                path.relative_to(building).as_posix(): {"bytes": _flush(path), "sha256": _sha256(path)}
-                for path in files[ranks.own :: ranks.count]
+                name: {"bytes": _flush(building / name), "sha256": _sha256(building / name)}
+                for name in names[ranks.own :: ranks.count]
             }
             entries = {name: entry for part in ranks.gather(own) for name, entry in part.items()}
             if ranks.first:
@@ -203,7 +204,7 @@ def rotate_checkpoints(out: Path, limit: int | None, best: Path | None) -> None:
     if not limit or limit < 1:
         return
     complete = [folder for folder in list_checkpoints(out) if (folder / SEAL).is_file()]
-    kept = {*complete[:1], *({best} & set(complete))}
+    kept = {*complete[:1], *(folder for folder in complete if best and folder.resolve() == best.resolve())}
     for folder in complete:
         if folder not in kept and len(kept) < limit:
             kept.add(folder)
