@@ -111,8 +111,11 @@ def check_checkpoint(folder: Path) -> Seal:
 
 
 def _check_sizes(folder: Path, seal: Seal) -> None:
-    """Raise unless the folder holds exactly these files: what else lay there would be unpickled unchecked."""
-    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Raise unless the folder holds exactly these files: what else lay there would be unpickled unchecked.
+
+    Hidden files are none that anything reads: file systems leave `.nfs0000...` or `.DS_Store`.
+    """
+    held = {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file()}
     if foreign := held - seal.files.keys() - {SEAL}:
         raise BrokenCheckpointError(f"{folder}: {min(foreign)} was not written with it; move it elsewhere")
     for name, (size, _) in seal.files.items():

@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import make_trainer
 
+from sarlang_sft.arguments import DataArguments
 from sarlang_sft.checkpoints import last_complete
 from sarlang_sft.run_trainer import RunTrainer
+from sarlang_sft.training import save_result
 from sarlang_sft.tuning import TuningArguments
 
 EPOCHS = {"logging_strategy": "epoch", "eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2}
@@ -101,6 +103,18 @@ def test_a_stop_while_an_evaluation_is_made_up_for_leaves_it_owed(trainer_in: ob
     resumed = trainer_in("stopped", **options)
     resumed.train()
     assert history(resumed) == history(whole)
+
+
+def test_a_result_holds_nothing_of_one_that_was_killed_while_it_was_written(
+    trainer_in: object, data: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_in("run", max_steps=1)
+    metrics = trainer.train().metrics
+    (tmp_path / "run/.result.part").mkdir()
+    (tmp_path / "run/.result.part/model-00009-of-00009.safetensors").touch()
+    save_result(trainer, DataArguments(str(data)), metrics)
+    assert (tmp_path / "run/adapter_model.safetensors").is_file()
+    assert not (tmp_path / "run/model-00009-of-00009.safetensors").exists()
 
 
 def test_the_best_checkpoint_is_found_again_in_a_moved_folder(
