@@ -27,6 +27,7 @@ FIXED = (
     ("auto_find_batch_size", False, "rows are planned for one batch size"),
     ("logging_nan_inf_filter", False, "it hides a loss that is no number, at which training stops here"),
     ("enable_jit_checkpoint", False, "SIGTERM and SIGINT write a checkpoint anyway"),
+    ("push_to_hub", False, "it would upload the folder before the result is in its place; use `hf upload` afterwards"),
 )
 CHECKPOINTED = ("both", "vision_tower", "language_model")
 

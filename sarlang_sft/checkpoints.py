@@ -111,8 +111,11 @@ def check_checkpoint(folder: Path) -> Seal:
 
 
 def _check_sizes(folder: Path, seal: Seal) -> None:
-    """Raise unless the folder holds exactly these files: what else lay there would be unpickled unchecked."""
-    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Raise unless the folder holds exactly these files: what else lay there would be unpickled unchecked.
+
+    Hidden files are none that anything reads: file systems leave `.nfs0000...` or `.DS_Store`.
+    """
+    held = {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file()}
     if foreign := held - seal.files.keys() - {SEAL}:
         raise BrokenCheckpointError(f"{folder}: {min(foreign)} was not written with it; move it elsewhere")
     for name, (size, _) in seal.files.items():
@@ -139,10 +142,11 @@ def new_checkpoint(out: Path, step: int, facts: dict[str, Any], ranks: Ranks) ->
             ranks.wait()
             yield building
             ranks.wait()
-            files = sorted(path for path in building.rglob("*") if path.is_file())
+            seen = {path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file()}
+            names = sorted(set().union(*ranks.gather(seen)))  # network file systems show some ranks a file later
             own = {
-                path.relative_to(building).as_posix(): {"bytes": _flush(path), "sha256": file_hash(path)}
-                for path in files[ranks.own :: ranks.count]
+                name: {"bytes": _flush(building / name), "sha256": file_hash(building / name)}
+                for name in names[ranks.own :: ranks.count]
             }
             entries = {name: entry for part in ranks.gather(own) for name, entry in part.items()}
             if ranks.first:
@@ -203,7 +207,7 @@ def rotate_checkpoints(out: Path, limit: int | None, best: Path | None) -> None:
     if not limit or limit < 1:
         return
     complete = [folder for folder in list_checkpoints(out) if (folder / SEAL).is_file()]
-    kept = {*complete[:1], *({best} & set(complete))}
+    kept = {*complete[:1], *(folder for folder in complete if best and folder.resolve() == best.resolve())}
     for folder in complete:
         if folder not in kept and len(kept) < limit:
             kept.add(folder)

@@ -65,6 +65,14 @@ class Interruption(TrainerCallback):
             self.stop(state, control)
         return control
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
+        """Called when an epoch is over, and also where training ends within it."""
+        if self.stopping and state.epoch != int(state.epoch):
+            control.should_log = control.should_evaluate = control.should_save = False
+        return control
+
     def stop(self, state: TrainerState, control: TrainerControl) -> None:
         """Have a checkpoint written and training end."""
         self.stopping = control.should_save = control.should_training_stop = True

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from sarlang_sft.errors import InputError
 from sarlang_sft.lengths import Lengths
 from sarlang_sft.mixture import Draw, Mixture
+from sarlang_sft.whole_output import whole_file
 
 Tree = np.ndarray  # (K,) row numbers of the dialogues of one image
 Row = list[Tree]
@@ -281,7 +282,6 @@ def write_left_out(path: Path, left_out: list[LeftOut], table: pa.Table) -> None
     """One JSON line per dialogue that is left out: `id, images, reason`; no file if there is none."""
     path.unlink(missing_ok=True)
     if left_out:
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
             {
                 "id": table["id"][item.dialogue].as_py(),
@@ -290,4 +290,5 @@ def write_left_out(path: Path, left_out: list[LeftOut], table: pa.Table) -> None
             }
             for item in left_out
         ]
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        with whole_file(path) as file:
+            file.writelines((json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines)

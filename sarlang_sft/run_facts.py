@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,27 +22,41 @@ SAMPLED = 1 << 20  # bytes at the start, middle and end of a weight file that st
 
 NOTHING = "changes nothing that is learned"
 ROUNDING = "the result is equal up to rounding"
-SCHEDULE = "the learning rate's schedule and the epochs to come follow the new length"
+DROPOUT = f"{ROUNDING}; dropout is drawn anew"
+SCHEDULE = "the learning rate's schedule and the order of the rows to come follow the new length"
 ONWARDS = "holds from here on"
+OTHER_SCORES = "scores on val are not those of before"
+RESULT = "learning goes on the same; it decides which step is the result"
+SAME_IMAGES = "nothing that is learned, if the same images lie there: that is not compared"
 WITHOUT_EFFECT = """
     output_dir run_name project report_to disable_tqdm per_device_eval_batch_size prediction_loss_only push_to_hub
     dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc ddp_timeout debug
-    skip_memory_metrics do_train do_eval do_predict local_rank resume max_hours max_bad_images load_best_model_at_end
-    include_num_input_tokens_seen model_name_or_path data image_root deepspeed tuning
+    skip_memory_metrics do_train do_eval do_predict local_rank resume max_hours max_bad_images
+    include_num_input_tokens_seen model_name_or_path data deepspeed tuning
+    dataloader_multiprocessing_context bf16_full_eval fp16_full_eval batch_eval_metrics include_for_metrics
 """  # model, data and deepspeed are compared by what they hold
 WITHIN_ROUNDING = """
     gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
     checkpointed activation_offloading attn_implementation torch_compile torch_compile_backend torch_compile_mode
-    torch_empty_cache_steps tf32 use_cpu ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
-    ddp_find_unused_parameters per_device_train_batch_size gradient_accumulation_steps
+    torch_empty_cache_steps tf32 ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
+    ddp_find_unused_parameters
 """
 MEANS = {
     **dict.fromkeys(WITHOUT_EFFECT.split(), NOTHING),
     **dict.fromkeys(WITHIN_ROUNDING.split(), ROUNDING),
+    **dict.fromkeys(["use_cpu", "per_device_train_batch_size", "gradient_accumulation_steps"], DROPOUT),
     **dict.fromkeys(["max_steps", "num_train_epochs"], SCHEDULE),
+    **dict.fromkeys(["val_questions", "val_max_new_tokens"], OTHER_SCORES),
     "max_grad_norm": ONWARDS,
+    "load_best_model_at_end": RESULT,
+    "image_root": SAME_IMAGES,
 }
 DATA_FILES = ("manifest.json", "train.parquet", "val.parquet")
+MODEL_FILES = re.compile(
+    r"(.*config|tokenizer.*|vocab|merges|special_tokens_map|added_tokens|chat_template|.*\.index)\.(json|jinja|txt)"
+    r"|.*\.model"
+)
+LEARNS_FROM_SCORES = ("reduce_lr_on_plateau", "greedy")  # kinds of lr_scheduler_type
 FREE_GROUPS = ("logging_", "log_", "eval_", "val_", "save_", "hub_", "trackio_", "tiny_", "sample_")
 
 
@@ -121,7 +136,7 @@ def base_fingerprint(model_name_or_path: str) -> str:
         return f"{model_name_or_path}@{Path(snapshot).name}"
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".jinja", ".model", ".txt"):
+        if MODEL_FILES.fullmatch(path.name):
             digest.update(f"{path.name}\0{file_hash(path)}\0".encode())
         elif path.suffix == ".safetensors":
             size = path.stat().st_size
@@ -156,7 +171,10 @@ def _of_base_and_data(was: Facts, now: Facts) -> Iterator[Difference]:
                 yield Difference(f"data {new['path']}: {name}", *shown, None, "the order of learning depends on it")
         if old["val.parquet"] != new["val.parquet"]:
             shown = [str(value)[:12] for value in (old["val.parquet"], new["val.parquet"])]
-            yield Difference(f"data {new['path']}: val.parquet", *shown, "scores on val are not those of before")
+            yield Difference(f"data {new['path']}: val.parquet", *shown, OTHER_SCORES)
+        if old["manifest.json"] != new["manifest.json"] or old["image_root"] != new["image_root"]:
+            shown = [f"{item['image_root'] or 'its own'}, {str(item['manifest.json'])[:12]}" for item in (old, new)]
+            yield Difference(f"data {new['path']}: image_root and manifest.json", *shown, SAME_IMAGES)
 
 
 def _of_ranks(was: Facts, now: Facts) -> Iterator[Difference]:
@@ -172,7 +190,7 @@ def _of_ranks(was: Facts, now: Facts) -> Iterator[Difference]:
         )  # fmt: skip
     if was["world_size"] != now["world_size"]:
         cut = now["deepspeed"] is not None
-        means = None if cut else f"{ROUNDING}; dropout is drawn anew"
+        means = None if cut else DROPOUT
         yield Difference(
             "processes", was["world_size"], now["world_size"], means,
             "DeepSpeed has cut the optimiser's state for as many",
@@ -185,7 +203,10 @@ def _zero_stage(config: dict[str, Any] | None) -> str:
 
 def _of_options(was: Facts, now: Facts) -> Iterator[Difference]:
     then, here = was["options"], now["options"]
+    by_scores = here["lr_scheduler_type"] in LEARNS_FROM_SCORES
     for name in here:
         if name in then and then[name] != here[name]:
-            means = NOTHING if name.startswith(FREE_GROUPS) else MEANS.get(name)
+            means = MEANS.get(name, NOTHING if name.startswith(FREE_GROUPS) else None)
+            if by_scores and name.startswith(("eval_", "val_")) and name != "val_batch_size":
+                means = f"{ONWARDS}; the learning rate follows the scores on val"
             yield Difference(name, repr(then[name]), repr(here[name]), means)

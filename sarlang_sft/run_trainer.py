@@ -1,6 +1,5 @@
 """A trainer whose training is a run: evaluated, checkpointed, stopped on request, and gone on with."""
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,11 @@ from sarlang_sft.collate import IGNORED
 from sarlang_sft.divergence import Diverged, are_numbers, find_diverged, stop_diverged
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.inference import TunedModel
-from sarlang_sft.interruption import STOPPED_EXIT, EvaluationInterrupted, Interruption, leave_signals_to_trainer
+from sarlang_sft.interruption import EvaluationInterrupted, Interruption, leave_signals_to_trainer
 from sarlang_sft.loading import bring_back
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.progress import Progress, load_progress, save_progress
-from sarlang_sft.runs import STOPPED, Run
+from sarlang_sft.runs import Run
 from sarlang_sft.supervision import first_tokens
 from sarlang_sft.tracking import WandbTracker
 from sarlang_sft.trainer import DialogueTrainer
@@ -36,22 +35,34 @@ from sarlang_sft.watchdog import Watchdog
 
 
 class Continuation(TrainerCallback):
-    """Goes on where the checkpoint of a resumed run was written."""
+    """Goes on where the checkpoint of a resumed run was written, and has checkpoints from which that can be done."""
 
     def __init__(self, trainer: "RunTrainer") -> None:
         self.trainer = trainer
+        self.saves_at_end = False  # of the epoch
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Called when transformers has loaded what it knows of."""
+        """Called when transformers has loaded what it knows of, and trackers are ready."""
         self.trainer.go_on()
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Called when everything is ready, trackers included."""
         self.trainer.make_up_for_evaluation()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
+        """A checkpoint of an epoch's last step also holds what the epoch ends with: it is gone on from behind that."""
+        if control.should_save and state.epoch == int(state.epoch):
+            control.should_save, self.saves_at_end = False, True
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
+        """Called when an epoch is over, or training ends within it."""
+        control.should_save |= self.saves_at_end
+        self.saves_at_end = False
+        return control
 
 
 class RunTrainer(DialogueTrainer):
@@ -76,20 +87,29 @@ class RunTrainer(DialogueTrainer):
         self.saving_seconds = 0.0
         self.watchdog = Watchdog(run.ranks, self.args.ddp_timeout)
         self.interruption = Interruption(run.ranks, self.args.max_hours)
+        if run.checkpoint is not None:
+            self.args.eval_on_start = False  # the run has begun already
         self.add_callback(self.interruption)
         self.add_callback(Continuation(self))
 
     def train(self) -> TrainOutput:
-        """Train, from the run's checkpoint on if it has one; ends the program if it is to stop before a step."""
+        """Train, from the run's checkpoint on if it has one."""
         self.watchdog.start()
         try:
             return super().train(resume_from_checkpoint=self.run.checkpoint)
-        except EvaluationInterrupted:  # before the first step: there is nothing new to keep
-            self.run.leave(STOPPED)
-            self.run.ranks.wait()
-            sys.exit(STOPPED_EXIT)
+        except EvaluationInterrupted:  # of an evaluation before the first step: nothing is new
+            self.interruption.stop(self.state, self.control)
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            return TrainOutput(self.state.global_step, 0.0, {})
         finally:
             self.watchdog.stop()
+
+    def _run_epoch(self, **where: Any) -> None:
+        """Nothing, if the run was killed behind its last step: transformers would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**where)
+        else:
+            self.control.should_training_stop = True
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader; signals to its workers are left to this process."""
@@ -134,14 +154,18 @@ class RunTrainer(DialogueTrainer):
         self._globalstep_last_logged = progress.last_logged
         self._total_loss_scalar = progress.loss_logged
         self.interruption.owes_evaluation = progress.owes_evaluation
+        state = TrainerState.load_from_json(str(self.run.checkpoint / "trainer_state.json"))
+        if state.best_model_checkpoint:  # by its name: the output folder may have another one now
+            best = self.run.checkpoint.with_name(Path(state.best_model_checkpoint).name)
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def make_up_for_evaluation(self) -> None:
         """Evaluate the step that the run was stopped at, if it would have been evaluated."""
         if not self.interruption.owes_evaluation:
             return
-        self.interruption.owes_evaluation = False
         if self._determine_best_metric(self._evaluate(None, None), None):
             self.state.best_model_checkpoint = str(self.run.checkpoint)
+        self.interruption.owes_evaluation = False
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
         try:
@@ -165,6 +189,8 @@ class RunTrainer(DialogueTrainer):
             bring_back(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        if self.interruption.stopping:
+            return
         check_checkpoint(Path(self.state.best_model_checkpoint))
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()

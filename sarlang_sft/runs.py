@@ -24,13 +24,23 @@ from sarlang_sft.checkpoints import (
     step_of,
 )
 from sarlang_sft.errors import BAD_INPUT, InputError
-from sarlang_sft.interruption import leave_at_once
+from sarlang_sft.interruption import ignore_signals, leave_at_once
 from sarlang_sft.ranks import Ranks
 from sarlang_sft.run_facts import SCHEDULE, Difference, Facts, collect_facts, find_differences
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.whole_output import whole_file
 
 RUN, LOCK = "run.json", ".lock"
+FACTS = {
+    "options",
+    "base",
+    "data",
+    "world_size",
+    "rows_per_step",
+    "deepspeed",
+    "versions",
+    "run_id",
+}  # that are compared
 RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
 Value = TypeVar("Value")
 
@@ -56,7 +66,9 @@ class Run:
     lock: BinaryIO | None
 
     def leave(self, state: str) -> None:
-        """Note that the run was stopped on request, or is finished."""
+        """Note that the run was stopped on request, or is finished; then no signal says otherwise any more."""
+        if state == FINISHED:
+            ignore_signals()
         if self.ranks.first:
             _write(self.folder, self.id, state, self.facts)
 
@@ -86,13 +98,23 @@ def open_run(model: ModelArguments, tuning: TuningArguments, data: DataArguments
     if entry is None:
         sys.exit(0)
     run_id, checkpoint, cut_off, lock = entry
-    seen = ranks.gather(None if _read(out).get("id") == run_id else socket.gethostname())
+    seen = ranks.gather(None if sees(out, run_id) else socket.gethostname())
     if blind := [f"rank {rank} on {host}" for rank, host in enumerate(seen) if host]:
         raise InputError(f"output_dir {out}: {blind[0]} does not see it; put it on a file system that all nodes share")
     training.run_name = training.run_name or f"{out.resolve().name}-{run_id}"
     run = Run(out, run_id, checkpoint, {**facts, "run_id": run_id}, ranks, cut_off, lock)
     leave_at_once(lambda: run.leave(STOPPED))
     return run
+
+
+def sees(out: Path, run_id: str, seconds: float = 90) -> bool:
+    """Whether this rank finds the run; NFS keeps what it knew of a folder for up to a minute."""
+    end = time.monotonic() + seconds
+    while _read(out).get("id") != run_id:
+        if time.monotonic() > end:
+            return False
+        time.sleep(1)
+    return True
 
 
 def _on_first(ranks: Ranks, work: Callable[[], Entry | None]) -> Entry | None:
@@ -116,12 +138,13 @@ def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
     """Decide where the run goes on, then take the folder; None if the run is finished."""
     held = _lock(out, create=False)  # closing any handle of the file would release the lock
     earlier = _read(out)
+    same_fork = bool(earlier) and _is_fork(resume, out) and earlier["facts"]["options"].get("resume") == resume
     if resume == "never" and (earlier or list_checkpoints(out)):
         raise InputError(
             f"output_dir {out}: holds a run already; go on with it by `--resume auto`, or choose another output_dir"
         )
-    checkpoint = _choose(out, resume)
-    if earlier.get("state") == FINISHED and resume == "auto":
+    checkpoint = (_choose(out, "auto") if same_fork else None) or _choose(out, resume)
+    if earlier.get("state") == FINISHED and (resume == "auto" or same_fork):
         differences = find_differences(earlier["facts"], facts)
         longer = any(difference.means == SCHEDULE for difference in differences)
         _refuse(differences, f"output_dir {out}: its run is finished and was made")
@@ -135,12 +158,19 @@ def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
     run_id = earlier.get("id")
     if checkpoint:
         seal = read_seal(checkpoint)
+        if missing := FACTS - seal.facts.keys():
+            raise InputError(
+                f"{checkpoint}: does not say what it was made of ({min(missing)}); choose another output_dir"
+            )
         differences = find_differences(seal.facts, facts)
         _refuse(differences, f"resume: {checkpoint} was written")
         here = checkpoint.parent.resolve() == out.resolve()
-        if earlier and not here:
-            raise InputError(f"output_dir {out}: holds another run than {checkpoint}; choose another output_dir")
-        run_id = (run_id or seal.facts["run_id"]) if here else None
+        if earlier and not here and not same_fork:
+            raise InputError(
+                f"output_dir {out}: holds another run than {checkpoint}; go on with it by `--resume auto`, or choose "
+                "another output_dir"
+            )
+        run_id = run_id or (seal.facts["run_id"] if here else None)
         print(f"Resuming from {checkpoint}", *differences, sep="\n  ", flush=True)
     elif earlier and any(difference.means is None for difference in find_differences(earlier["facts"], facts)):
         run_id = None  # it left nothing behind, and this is another one
@@ -158,6 +188,11 @@ def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
     except OSError as error:
         raise InputError(f"output_dir {out}: cannot be written ({error})") from error
     return Entry(run_id, checkpoint, earlier.get("state") == RUNNING, lock)
+
+
+def _is_fork(resume: str, out: Path) -> bool:
+    """Whether the run goes on from another one's checkpoint."""
+    return resume not in ("auto", "never") and Path(resume).resolve().parent != out.resolve()
 
 
 def _choose(out: Path, resume: str) -> Path | None:
@@ -195,9 +230,11 @@ def _read(out: Path) -> dict[str, Any]:
     """The run file; empty if there is none, or none that can be read (its checkpoints know the run's id too)."""
     try:
         content = json.loads((out / RUN).read_text(encoding="utf-8"))
-        return content if content.keys() >= {"id", "state", "facts"} else {}
+        return content if content.keys() >= {"id", "state", "facts"} and content["facts"].keys() >= FACTS else {}
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         return {}
+    except OSError as error:
+        raise InputError(f"output_dir {out}: {RUN} cannot be read ({error})") from error
 
 
 def _write(out: Path, run_id: str, state: str, facts: Facts) -> None:

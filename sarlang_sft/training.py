@@ -30,11 +30,11 @@ from sarlang_sft.attention import FLEX, Attention, check_isolates_branches, choo
 from sarlang_sft.backbones import BACKBONES, Backbone, component_of
 from sarlang_sft.bad_images import BAD_IMAGES, ReadableCollator, forget_bad_images, read_bad_images
 from sarlang_sft.box_texts import write_table
-from sarlang_sft.checkpoints import told_what_is_left
+from sarlang_sft.checkpoints import last_complete, told_what_is_left
 from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import save_ops
-from sarlang_sft.interruption import STOPPED_EXIT, ignore_signals
+from sarlang_sft.interruption import STOPPED_EXIT
 from sarlang_sft.lengths import Lengths, measure
 from sarlang_sft.mixture import DataSource, Mixture, read_mixture
 from sarlang_sft.packing import (
@@ -309,7 +309,8 @@ def build_trainer(
     if tuning.init_lora_weights == "eva":
         trainer.start_from_data([plan.train[number] for number in range(min(tuning.eva_rows, len(plan.train)))])
     if tuning.init_lora_weights == "pissa" and trainer.is_world_process_zero():
-        keep_initial(trainer.model, Path(training.output_dir))
+        with told_what_is_left(run.folder, INITIAL):
+            keep_initial(trainer.model, run.folder)
     trainer.set_learning_rates(backbone, tuning)
     return trainer
 
@@ -321,8 +322,10 @@ def leave_if_stopped(trainer: RunTrainer) -> None:
     run = trainer.run
     run.leave(STOPPED)
     if run.ranks.first:
-        folder = f"{run.folder}/checkpoint-{trainer.state.global_step}"
-        print(f"Stopped: {folder} is written; the same command goes on from there", flush=True)
+        checkpoint = last_complete(run.folder)
+        command = "the same command" if trainer.args.resume == "auto" else "the same command with `--resume auto`"
+        kept = f"{checkpoint} is written; {command} goes on from there" if checkpoint else "nothing was learned yet"
+        print(f"Stopped: {kept}", flush=True)
     run.ranks.wait()  # a launcher ends all ranks when the first has left
     sys.exit(STOPPED_EXIT)
 
@@ -342,7 +345,8 @@ def save_result(trainer: RunTrainer, data: DataArguments, metrics: dict[str, flo
     part = out / ".result.part"
     with told_what_is_left(out, "the result"):
         if trainer.is_world_process_zero():
-            shutil.rmtree(part, ignore_errors=True)  # of a killed process
+            shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here
+        trainer.run.ranks.wait()
         trainer.save_model(str(part))
         if trainer.is_world_process_zero():
             save_ops(part, data.image_ops)
@@ -357,7 +361,6 @@ def save_result(trainer: RunTrainer, data: DataArguments, metrics: dict[str, flo
         metrics["bad_images"] = len(read_bad_images(out))
         trainer.save_metrics("train", metrics)
         trainer.save_state()
-        ignore_signals()
         trainer.run.leave(FINISHED)
     if trainer.is_world_process_zero():
         if metrics["bad_images"]:

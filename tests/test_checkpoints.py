@@ -77,6 +77,13 @@ def test_damage_is_found_and_named(damage: object, message: str, tmp_path: Path)
         check_checkpoint(tmp_path / "checkpoint-4")
 
 
+def test_hidden_files_of_file_systems_are_no_damage(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    (tmp_path / "checkpoint-4/.nfs0001").touch()
+    (tmp_path / "checkpoint-4/shards/.DS_Store").touch()
+    check_checkpoint(tmp_path / "checkpoint-4")
+
+
 def test_the_last_complete_one_is_not_just_the_last(tmp_path: Path) -> None:
     assert last_complete(tmp_path / "missing") is None
     write(tmp_path, 4, 8, 12)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import threading
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,18 +12,22 @@ import pytest
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.checkpoints import last_complete, new_checkpoint
 from sarlang_sft.errors import InputError
+from sarlang_sft.interruption import SIGNALS
 from sarlang_sft.run_facts import (
     FREE_GROUPS,
     MEANS,
     NOTHING,
+    OTHER_SCORES,
     ROUNDING,
+    SAME_IMAGES,
     SCHEDULE,
+    Difference,
     Facts,
     base_fingerprint,
     collect_facts,
     find_differences,
 )
-from sarlang_sft.runs import FINISHED, Run, open_run
+from sarlang_sft.runs import FACTS, FINISHED, Run, open_run, sees
 from sarlang_sft.tuning import TuningArguments
 
 
@@ -83,9 +89,13 @@ def test_another_run_is_not_mixed_with_one_that_left_something(enter: object, tm
         enter()
     fork = enter(tmp_path / "fork", lora_r=4, resume=str(tmp_path / "out/checkpoint-4"))
     assert fork.id != run.id and fork.checkpoint == tmp_path / "out/checkpoint-4"
+    assert enter(tmp_path / "fork", lora_r=4, resume=str(fork.checkpoint)).checkpoint == fork.checkpoint
     write(fork, 8)
-    with pytest.raises(InputError, match="holds another run than"):
-        enter(tmp_path / "fork", lora_r=4, resume=str(tmp_path / "out/checkpoint-4"))
+    again = enter(tmp_path / "fork", lora_r=4, resume=str(fork.checkpoint))
+    assert (again.id, again.checkpoint) == (fork.id, tmp_path / "fork/checkpoint-8"), "the same command goes on"
+    write(run, 8)
+    with pytest.raises(InputError, match=r"holds another run than .* go on with it by `--resume auto`"):
+        enter(tmp_path / "fork", lora_r=4, resume=str(tmp_path / "out/checkpoint-8"))
 
 
 def test_checkpoints_ahead_of_the_chosen_one_are_set_aside(
@@ -163,3 +173,60 @@ def test_a_model_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="model nobody/nothing: cannot be looked up"):
         base_fingerprint("nobody/nothing")
+
+
+def test_a_finished_run_stays_finished_whatever_signals_come(enter: object, tmp_path: Path) -> None:
+    run = enter()
+    run.leave(FINISHED)
+    assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_DFL, signal.default_int_handler]
+
+
+def test_files_that_do_not_say_what_a_run_was_made_of_are_no_run(enter: object, tmp_path: Path) -> None:
+    run = enter()
+    (tmp_path / "out/run.json").write_text(json.dumps({"id": run.id, "state": "running", "facts": {}}))
+    assert enter().id != run.id
+    with new_checkpoint(run.folder, 4, {"run_id": run.id}, run.ranks):
+        pass
+    with pytest.raises(InputError, match="checkpoint-4: does not say what it was made of"):
+        enter()
+
+
+def test_a_rank_waits_for_a_file_system_that_shows_files_late(tmp_path: Path) -> None:
+    content = {"id": "1", "state": "running", "facts": dict.fromkeys(FACTS)}
+    late = threading.Timer(0.3, lambda: (tmp_path / "run.json").write_text(json.dumps(content)))
+    late.start()
+    assert sees(tmp_path, "1")
+    late.join()
+    assert not sees(tmp_path, "2", seconds=0)
+
+
+def test_other_pictures_under_the_same_rows_are_not_said_to_change_nothing(facts: Facts) -> None:
+    other = json.loads(json.dumps(facts))
+    other["data"][0]["image_root"] = other["options"]["image_root"] = "RGBimages"
+    assert {difference.means for difference in find_differences(facts, other)} == {SAME_IMAGES}
+    other = json.loads(json.dumps(facts))
+    other["data"][0]["manifest.json"] = "x"
+    [difference] = find_differences(facts, other)
+    assert difference.means == SAME_IMAGES
+
+
+def test_evaluation_is_free_unless_the_learning_rate_follows_it(facts: Facts) -> None:
+    def difference(scheduler: str, **options: object) -> Difference:
+        was = {**facts, "options": {**facts["options"], "lr_scheduler_type": scheduler}}
+        [found] = find_differences(was, {**was, "options": {**was["options"], **options}})
+        return found
+
+    assert difference("linear", eval_steps=7).means == NOTHING
+    assert difference("linear", val_questions=7).means == OTHER_SCORES
+    assert "follows the scores" in difference("reduce_lr_on_plateau", eval_steps=7).means
+
+
+def test_reports_beside_a_model_do_not_make_it_another(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "copy")
+    for name in ("run.json", "vqa.json", "all_results.json", "notes.txt"):
+        (tmp_path / "copy" / name).write_text("{}")
+    assert base_fingerprint(str(tmp_path / "copy")) == base_fingerprint(str(tiny))
+    for name in ("chat_template.jinja", "config.json", "merges.txt", "tokenizer.model"):
+        before = base_fingerprint(str(tmp_path / "copy"))
+        (tmp_path / "copy" / name).write_text("other")
+        assert base_fingerprint(str(tmp_path / "copy")) != before, name

@@ -207,6 +207,7 @@ def test_without_arguments_the_missing_sample_and_base_are_made(tmp_path: Path) 
         (["--resume", "missing"], "resume missing: no such folder; give auto, never or a checkpoint's folder"),
         (["--max_hours", "0"], "max_hours 0.0: must be above 0"),
         (["--save_only_model", "true"], "save_only_model True: must stay False"),
+        (["--push_to_hub", "true"], "push_to_hub True: must stay False"),
         (["--lora_target_modules", "nothing"], "lora_target_modules `nothing`: matches no linear layer"),
         (["--lora_target_modules", ".*qkv"], "layers of the vision_tower (such as model.visual.blocks.0.attn.qkv)"),
         (["--tuning", "qlora", "--language_model", "full"], "quantised weights cannot be trained in full"),
