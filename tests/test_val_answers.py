@@ -79,8 +79,8 @@ def adapter_of(trainer: RunTrainer) -> dict[str, torch.Tensor]:
 def test_every_row_is_counted_once_and_every_rank_makes_as_many_batches(rows: int, ranks: int, size: int) -> None:
     shares = [share_out(rows, rank, ranks, size) for rank in range(ranks)]
     numbers = [number for share in shares for batch in share for number in batch]
-    assert sorted(number for number in numbers if number < rows) == list(range(rows))
-    assert len({tuple(map(len, share)) for share in shares}) == 1 and len(numbers) < rows + ranks
+    assert sorted(numbers) == list(range(rows)) and len({len(share) for share in shares}) == 1
+    assert max(len(batch) for share in shares for batch in share) <= size
 
 
 @pytest.mark.parametrize("trees", [False, True])
@@ -423,11 +423,39 @@ def test_what_no_evaluation_gives_is_refused(options: dict[str, object], message
 
 
 @pytest.mark.parametrize(
+    ("evaluated", "saved", "accepted"),
+    [
+        (("steps", 2000), ("steps", 500), True),
+        (("steps", 300), ("steps", 500), False),
+        (("steps", 250), ("steps", 500), False),
+        (("steps", 0.3), ("steps", 0.1), True),
+        (("steps", 0.1), ("steps", 0.3), False),
+        (("steps", 100), ("steps", 0.1), False),
+        (("epoch", 1), ("epoch", 1), True),
+        (("epoch", 1), ("steps", 1), False),
+        (("steps", 1), ("epoch", 1), False),
+        (("steps", 7), ("best", 500), True),
+        (("steps", 7), ("no", 500), True),
+    ],
+)
+def test_the_best_step_must_have_a_checkpoint(
+    evaluated: tuple[str, float], saved: tuple[str, float], accepted: bool, tmp_path: Path
+) -> None:
+    options = dict(zip(("eval_strategy", "eval_steps", "save_strategy", "save_steps"), evaluated + saved, strict=True))
+    options |= {"output_dir": str(tmp_path), "metric_for_best_model": "loss"}
+    if accepted:
+        TrainArguments(**options)
+    else:
+        with pytest.raises(InputError, match="metric_for_best_model loss: the best step may have no checkpoint"):
+            TrainArguments(**options)
+
+
+@pytest.mark.parametrize(
     ("metric", "greater"),
     [("loss", False), ("eval_loss", False), ("accuracy", True), ("eval_accuracy_counting", True), ("cider", True)],
 )
 def test_whether_more_is_better_follows_from_the_metric(metric: str, greater: bool, tmp_path: Path) -> None:
-    options = {"metric_for_best_model": metric, "val_questions": 5, **EVALUATED}
+    options = {"metric_for_best_model": metric, "val_questions": 5, "save_strategy": "no", **EVALUATED}
     assert TrainArguments(output_dir=str(tmp_path), **options).greater_is_better == greater
 
 
