@@ -243,7 +243,11 @@ class TrainArguments(SFTConfig):
             raise InputError(f"metric_for_best_model {metric}: choose one of loss, {', '.join(answered)}, all of val")
         if metric.removeprefix("eval_") in answered and not self.val_questions:
             raise InputError(f"metric_for_best_model {metric}: needs answers; set --val_questions 200, for example")
-        if self.metric_for_best_model and self.save_strategy in ("steps", "epoch") and not self._saves_what_it_scores():
+        if (
+            self.metric_for_best_model
+            and self.save_strategy in ("steps", "epoch")
+            and not self._saves_what_it_scores()
+        ):
             raise InputError(
                 f"metric_for_best_model {metric}: the best step may have no checkpoint; set eval_strategy (now "
                 f"{self.eval_strategy.value}) to save_strategy (now {self.save_strategy.value}), and eval_steps (now "

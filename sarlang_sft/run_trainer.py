@@ -124,10 +124,10 @@ class RunTrainer(DialogueTrainer):
         """Put back what transformers forgets of the checkpoint that the run is resumed from."""
         if self.run.checkpoint is None:
             return
-        best, out, folder = self.state.best_model_checkpoint, Path(self.args.output_dir), self.run.checkpoint.parent
-        if best:  # the output folder may have been moved, or is named otherwise
-            folder = out if folder.resolve() == out.resolve() else folder
-            self.state.best_model_checkpoint = str(folder / Path(best).name)
+        out, folder = Path(self.args.output_dir), self.run.checkpoint.parent
+        best = (out if folder.resolve() == out.resolve() else folder) / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir():  # the output folder may have been moved, or is named otherwise
+            self.state.best_model_checkpoint = str(best)
         progress = load_progress(self.run.checkpoint, self.args.process_index, self.args.world_size)
         self._tr_loss += progress.loss_since_log
         self._globalstep_last_logged = progress.last_logged

@@ -363,7 +363,9 @@ def test_a_val_of_which_nothing_can_be_read_has_no_loss_and_training_goes_on(
     assert np.isnan(losses).all() and len(losses) == trainer.state.global_step == 2
 
 
-def test_a_line_that_a_full_disk_broke_off_hides_no_other(tiny: Path, data: Path, images: Path, tmp_path: Path) -> None:
+def test_a_line_that_a_full_disk_broke_off_hides_no_other(
+    tiny: Path, data: Path, images: Path, tmp_path: Path
+) -> None:
     rows = make_rows(data, images, [[tree] for tree in trees_of(data, 2)])
     files = [image_of(rows, tree) for [tree] in rows.epochs[0]]
     for file in files:

@@ -19,6 +19,7 @@ from PIL import Image
 from sarlang_sft.arguments import TrainArguments
 from sarlang_sft.attention import FLEX, answering_attention
 from sarlang_sft.backbones import BACKBONES
+from sarlang_sft.checkpoints import list_checkpoints
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.inference import TunedModel, load_tuned
@@ -297,6 +298,24 @@ def test_the_best_checkpoint_is_chosen_on_val_and_nothing_of_test_is_opened(
     assert accuracies[best] > accuracies[0] and trainer.state.best_global_step == 4 * (best + 1)
     assert trainer.state.best_metric == accuracies[best]
     assert trainer.evaluate()["eval_accuracy"] == accuracies[best]
+
+
+def test_the_best_checkpoint_is_known_where_the_output_folder_was_moved_to(
+    tiny: Path, folder: Path, tmp_path: Path
+) -> None:
+    def train(out: Path, steps: int) -> RunTrainer:
+        trainer, _ = make_trainer(
+            tiny, folder, out, TuningArguments(), max_steps=steps, learning_rate=0.0, eval_strategy="steps",
+            eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=2, metric_for_best_model="loss",
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    train(tmp_path / "out", 2)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    resumed = train(tmp_path / "moved", 4)  # nothing is learned: the first step stays the best
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "moved/checkpoint-1")
+    assert [path.name for path in list_checkpoints(tmp_path / "moved")] == ["checkpoint-4", "checkpoint-1"]
 
 
 def test_the_tracker_gets_the_answers_as_they_are_written(taught: Path, folder: Path, tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ class Stops(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_an_evaluation_that_was_cut_short_is_made_up_for(when: str, tiny: Path, data: Path, tmp_path: Path) -> None:
+def test_an_evaluation_that_was_cut_short_is_made_up_for(
+    when: str, tiny: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     def trainer_in(name: str) -> RunTrainer:
         trainer, _ = make_trainer(
             tiny, data, tmp_path / name, TuningArguments(lora_dropout=0.1), max_steps=6, logging_steps=2,
@@ -102,7 +104,10 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(when: str, tiny: Path, 
             (os.kill(os.getpid(), signal.SIGTERM) if stopped.state.global_step == 2 else None)
             or type(stopped).training_step(stopped, *words)
         )
+    saved = []
+    stopped.check_weights = lambda: saved.append(stopped.state.global_step)  # which every checkpoint begins with
     stopped.train()
+    assert saved == [3] and capsys.readouterr().out.count("leaving after step 3") == 1
     assert stopped.interruption.stopping and last_complete(tmp_path / "stopped").name == "checkpoint-3"
     resumed = trainer_in("stopped")
     resumed.train()
