@@ -65,6 +65,17 @@ class Interruption(TrainerCallback):
             self.stop(state, control)
         return control
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
+        """Called in mid-epoch too when training is stopped there: what is due at the end of an epoch is not yet."""
+        if self.stopping:
+            ended = state.epoch == round(state.epoch)
+            control.should_log &= ended
+            control.should_evaluate &= ended
+            control.should_save = ended and (control.should_log or control.should_evaluate or control.should_save)
+        return control
+
     def stop(self, state: TrainerState, control: TrainerControl) -> None:
         """Have a checkpoint written and training end."""
         self.stopping = control.should_save = control.should_training_stop = True
