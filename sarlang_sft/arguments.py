@@ -244,6 +244,22 @@ class TrainArguments(SFTConfig):
             raise InputError(f"metric_for_best_model {metric}: choose one of loss, {', '.join(answered)}, all of val")
         if metric.removeprefix("eval_") in answered and not self.val_questions:
             raise InputError(f"metric_for_best_model {metric}: needs answers; set --val_questions 200, for example")
+        if (
+            self.metric_for_best_model
+            and self.save_strategy in ("steps", "epoch")
+            and not self._saves_what_it_scores()
+        ):
+            raise InputError(
+                f"metric_for_best_model {metric}: the best step may have no checkpoint; set eval_strategy (now "
+                f"{self.eval_strategy.value}) to save_strategy (now {self.save_strategy.value}), and eval_steps (now "
+                f"{self.eval_steps:g}) to a multiple of save_steps (now {self.save_steps:g})"
+            )
+
+    def _saves_what_it_scores(self) -> bool:
+        if self.eval_strategy == "epoch" or self.save_strategy == "epoch":
+            return self.eval_strategy == self.save_strategy
+        ratio = self.eval_steps / self.save_steps  # two numbers of steps, or two shares of the training
+        return (self.eval_steps < 1) == (self.save_steps < 1) and abs(ratio - round(ratio)) < 1e-6 <= ratio
 
 
 def _prepare_deepspeed(on_cpu: bool, timeout: timedelta) -> None:

@@ -1,5 +1,6 @@
 """Images that cannot be read in the middle of a run: left out with what is said about them, written down, bounded."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -18,9 +19,13 @@ Rows = list[Any]  # dialogues, or lists of trees
 
 def read_bad_images(out: Path) -> set[str]:
     """The image files that the run of this output folder met and could not read, on any rank, resumed or not."""
-    file = out / BAD_IMAGES
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return {json.loads(line)["image"] for line in lines}
+    file, known = out / BAD_IMAGES, set()
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            known.add(json.loads(line)["image"])
+        except json.JSONDecodeError:  # a full disk broke it off; the image is noted again when it is met again
+            continue
+    return known
 
 
 def forget_bad_images(out: Path) -> None:
@@ -45,8 +50,10 @@ def note_bad_image(out: Path, error: UnreadableImageError, most: int) -> None:
         try:
             out.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.write(descriptor, line.encode())
+            written = os.write(descriptor, line.encode())
             os.close(descriptor)
+            if written < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as problem:
             raise CannotWriteError(f"{file}: cannot be written ({problem}), and {error}") from problem
     if len(known) > most:

@@ -149,15 +149,15 @@ class RunTrainer(DialogueTrainer):
         """Put back what transformers forgets of the checkpoint that the run is resumed from."""
         if self.run.checkpoint is None:
             return
+        out, folder = Path(self.args.output_dir), self.run.checkpoint.parent
+        best = (out if folder.resolve() == out.resolve() else folder) / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir():  # the output folder may have been moved, or is named otherwise
+            self.state.best_model_checkpoint = str(best)
         progress = load_progress(self.run.checkpoint, self.args.process_index, self.args.world_size)
         self._tr_loss += progress.loss_since_log
         self._globalstep_last_logged = progress.last_logged
         self._total_loss_scalar = progress.loss_logged
         self.interruption.owes_evaluation = progress.owes_evaluation
-        state = TrainerState.load_from_json(str(self.run.checkpoint / "trainer_state.json"))
-        if state.best_model_checkpoint:  # by its name: the output folder may have another one now
-            best = self.run.checkpoint.with_name(Path(state.best_model_checkpoint).name)
-            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def make_up_for_evaluation(self) -> None:
         """Evaluate the step that the run was stopped at, if it would have been evaluated."""
@@ -172,8 +172,9 @@ class RunTrainer(DialogueTrainer):
             super()._maybe_log_save_evaluate(*args, **options)
         except EvaluationInterrupted:
             self.interruption.owes_evaluation = True
+            self.control.should_evaluate = False  # or the end of the epoch would begin with it again
             self.interruption.stop(self.state, self.control)
-            self._save_checkpoint(self.model, None)
+            super()._maybe_log_save_evaluate(*args, **options)
 
     def check_interrupted(self) -> None:
         """Leave an evaluation when training is to stop; asked before every batch, equally often on every rank."""
@@ -291,7 +292,7 @@ class RunTrainer(DialogueTrainer):
             loss = self._loss_sum(model, self._prepare_inputs(batch))
             total += torch.stack([loss.double(), items.sum().to(device)])
         losses, items = self.accelerator.reduce(total, "sum").tolist()
-        return losses / items
+        return losses / items if items else float("nan")  # no image of val can be read
 
     def _val_scores(self) -> dict[str, float]:
         plugin = self.args.deepspeed_plugin

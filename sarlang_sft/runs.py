@@ -149,11 +149,13 @@ def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
         longer = any(difference.means == SCHEDULE for difference in differences)
         _refuse(differences, f"output_dir {out}: its run is finished and was made")
         if not longer:
-            print(f"{out}: this run is finished. Train longer with a larger max_steps, or choose another output_dir")
+            more = "Train longer with a larger max_steps, or choose" if checkpoint else "To train anew, choose"
+            print(f"{out}: this run is finished. {more} another output_dir (or delete this one)")
             return None
         if checkpoint is None:
             raise InputError(
-                f"output_dir {out}: its run is finished and left no checkpoint; choose another output_dir"
+                f"output_dir {out}: its run is finished and left no checkpoint to train longer from (save_strategy "
+                f"{earlier['facts']['options']['save_strategy']}); choose another output_dir"
             )
     run_id = earlier.get("id")
     if checkpoint:

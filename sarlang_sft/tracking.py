@@ -94,8 +94,9 @@ class WandbTracker(TrainerCallback):
 
     def log_answers(self, step: int, answers: list[Answer]) -> None:
         """Log a table of answers with their pictures: at most 32, taken evenly from the list."""
-        if answers:
-            self._log(lambda: {"eval/answers": answer_table(step, answers), STEP: step})
+        if answers and self.run is not None:
+            shown = with_pictures(answers)  # a slow disk is not wandb's fault
+            self._log(lambda: {"eval/answers": answer_table(step, shown), STEP: step})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -207,16 +208,22 @@ def upload_commands(settings: wandb.Settings, complete: bool) -> list[str]:
     return commands
 
 
-def answer_table(step: int, answers: list[Answer]) -> wandb.Table:
-    """A row per answer; of more than `MOST_ROWS` every second, third ... one."""
+def with_pictures(answers: list[Answer]) -> list[tuple[Answer, Image.Image | None]]:
+    """Answers beside their pictures; of more than `MOST_ROWS` every second, third ... one."""
+    shown = answers[:: math.ceil(len(answers) / MOST_ROWS)]
+    return [(answer, side_by_side(answer.images)) for answer in shown]
+
+
+def answer_table(step: int, shown: list[tuple[Answer, Image.Image | None]]) -> wandb.Table:
+    """A row per answer of [`with_pictures`]."""
     table = wandb.Table(columns=["step", "task", "picture", "question", "truth", "answer", "right"])
-    for answer in answers[:: math.ceil(len(answers) / MOST_ROWS)]:
-        picture = side_by_side(answer.images)
-        table.add_data(step, answer.task, picture, answer.question, answer.label, answer.predict, answer.right)
+    for answer, picture in shown:
+        image = picture and wandb.Image(picture, file_type="jpg")
+        table.add_data(step, answer.task, image, answer.question, answer.label, answer.predict, answer.right)
     return table
 
 
-def side_by_side(paths: list[Path]) -> wandb.Image | None:
+def side_by_side(paths: list[Path]) -> Image.Image | None:
     """The pictures that can be read, each at `LONGEST_SIDE` pixels at most, as one; None if there is none."""
     pictures = []
     for path in paths:
@@ -232,7 +239,7 @@ def side_by_side(paths: list[Path]) -> wandb.Image | None:
     canvas = Image.new("RGB", (lefts[-1], max(picture.height for picture in pictures)))
     for picture, left in zip(pictures, lefts, strict=False):
         canvas.paste(picture, (left, 0))
-    return wandb.Image(canvas, file_type="jpg")
+    return canvas
 
 
 def add_tracker(trainer: Trainer, run_id: str, record: dict[str, Any], again: bool = False) -> WandbTracker | None:

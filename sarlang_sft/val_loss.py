@@ -1,12 +1,11 @@
 """The rows of the split `val`, shared out so that each is counted once, whatever the batches and the ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from sarlang_sft.collate import IGNORED
 from sarlang_sft.interruption import leave_signals_to_trainer
 from sarlang_sft.packing import PlannedRows
 
@@ -16,27 +15,23 @@ Batch = dict[str, Any]  # tensors, and the names of its `images`
 def share_out(rows: int, rank: int, ranks: int, size: int) -> list[list[int]]:
     """The batches of one rank as numbers of rows: rank, rank + ranks, ...; equally many on every rank.
 
-    Ranks that hold a model's weights together wait for each other in every forward. One that runs out of rows gets a
-    number beyond them, which stands for a row that counts nowhere.
+    Ranks that hold a model's weights together wait for each other in every forward, so one that runs out of rows gets
+    a batch of none.
     """
-    numbers = range(rank, -(-rows // ranks) * ranks, ranks)
-    return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+    numbers, longest = range(rank, rows, ranks), -(-rows // ranks)
+    return [list(numbers[start : start + size]) for start in range(0, longest, size)]
 
 
 def read_batches(
     rows: PlannedRows, batches: list[list[int]], collator: Callable[[list], Batch], training: TrainingArguments
-) -> Iterator[Batch]:
-    """Collate batches of [`share_out`] as in training; the rows that count nowhere lose their labels."""
-    loader = DataLoader(
+) -> DataLoader:
+    """Collates batches of [`share_out`] as in training."""
+    return DataLoader(
         rows,
-        batch_sampler=[[number % len(rows) for number in batch] for batch in batches],
+        batch_sampler=batches,
         collate_fn=collator,
         num_workers=training.dataloader_num_workers,
         prefetch_factor=training.dataloader_prefetch_factor,
         pin_memory=training.dataloader_pin_memory,
         worker_init_fn=leave_signals_to_trainer,
     )
-    for numbers, batch in zip(batches, loader, strict=True):
-        counted = sum(number < len(rows) for number in numbers)
-        batch["labels"][counted:] = IGNORED
-        yield batch

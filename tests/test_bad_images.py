@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, make_trainer, run_script
 from torch.utils.data import DataLoader
 
-from sarlang_sft.arguments import DataArguments
+from sarlang_sft.arguments import DataArguments, TrainArguments
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.bad_images import BAD_IMAGES, ReadableCollator, read_bad_images
 from sarlang_sft.collate import IGNORED, DialogueCollator
@@ -26,6 +26,7 @@ from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.training import Plan, save_result
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.val_loss import read_batches, share_out
 
 LORA = ROOT / "recipes/qwen_lora.py"
 
@@ -327,3 +328,53 @@ def test_evaluation_leaves_images_out_as_well(tiny: Path, data: Path, images: Pa
     trainer.train()
     [evaluated] = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert np.isfinite(evaluated) and len(read_bad_images(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("trees", [True, False])
+def test_a_rank_that_cannot_read_its_last_row_of_val_counts_no_other_instead(
+    trees: bool, tiny: Path, data: Path, images: Path, tmp_path: Path
+) -> None:
+    rows = make_rows(data, images, [[tree[:1]] for tree in trees_of(data, 3)], trees)
+    collator, args = make_collator(tiny, tmp_path / "out", trees), TrainArguments(str(tmp_path), report_to="none")
+    args.dataloader_num_workers = 0
+
+    def supervised(rank: int) -> int:
+        batches = read_batches(rows, share_out(3, rank, 2, 2), collator, args)
+        return sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+
+    assert supervised(0) > supervised(1) > 0
+    truncated(image_of(rows, rows.epochs[0][1][0]))  # all that the second rank has
+    assert supervised(1) == 0
+
+
+def test_a_val_of_which_nothing_can_be_read_has_no_loss_and_training_goes_on(
+    tiny: Path, data: Path, images: Path, tmp_path: Path
+) -> None:
+    rows = make_rows(data, images, [[tree] for tree in trees_of(data, 5)])
+    table, planned = rows.dialogues.data.table, rows.epochs[0]
+    plan = Plan(PlannedRows(table, [planned[:3]], True), PlannedRows(table, [planned[3:]], True))
+    for [tree] in planned[3:]:
+        missing(image_of(rows, tree))
+    trainer, _ = make_trainer(
+        tiny, data, tmp_path / "out", TuningArguments(), plan, max_steps=2, eval_strategy="steps", eval_steps=1
+    )
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert np.isnan(losses).all() and len(losses) == trainer.state.global_step == 2
+
+
+def test_a_line_that_a_full_disk_broke_off_hides_no_other(
+    tiny: Path, data: Path, images: Path, tmp_path: Path
+) -> None:
+    rows = make_rows(data, images, [[tree] for tree in trees_of(data, 2)])
+    files = [image_of(rows, tree) for [tree] in rows.epochs[0]]
+    for file in files:
+        missing(file)
+    collator = make_collator(tiny, tmp_path / "out")
+    collator([rows[0]])
+    with open(tmp_path / "out" / BAD_IMAGES, "a") as noted:
+        noted.write(json.dumps({"image": str(files[1]), "reason": "missing"})[:20])
+    assert read_bad_images(tmp_path / "out") == {str(files[0])}
+    for _ in range(2):  # the first line after it is lost with it
+        collator([rows[1]])
+    assert read_bad_images(tmp_path / "out") == set(map(str, files))

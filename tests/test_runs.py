@@ -75,6 +75,20 @@ def test_a_run_keeps_its_id_until_it_is_finished(enter: object, tmp_path: Path) 
     assert (longer.id, longer.checkpoint) == (first.id, tmp_path / "out/checkpoint-8")
 
 
+def test_a_finished_run_without_checkpoints_says_how_to_train_anew(
+    enter: object, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    enter(save_strategy="no").leave(FINISHED)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        enter(save_strategy="no")
+    said = capsys.readouterr().out
+    assert done.value.code == 0 and "this run is finished. To train anew, choose another output_dir" in said
+    assert "max_steps" not in said, "there is nothing to train longer from"
+    with pytest.raises(InputError, match=r"left no checkpoint to train longer from \(save_strategy no\)"):
+        enter(save_strategy="no", max_steps=20)
+
+
 def test_another_run_is_not_mixed_with_one_that_left_something(enter: object, tmp_path: Path) -> None:
     first = enter()
     assert enter(lora_r=4).id != first.id, "nothing was there to go on with"

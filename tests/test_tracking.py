@@ -27,7 +27,7 @@ from sarlang_sft import tracking
 from sarlang_sft.arguments import TrainArguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.run_trainer import RunTrainer
-from sarlang_sft.tracking import WandbTracker, answer_table
+from sarlang_sft.tracking import WandbTracker, with_pictures
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.val_answers import Answer
 
@@ -413,8 +413,8 @@ def test_a_table_shows_answers_beside_their_pictures(tmp_path: Path) -> None:
 
 def test_a_table_takes_its_rows_evenly(tmp_path: Path) -> None:
     answers = [Answer(str(number), [], "t", str(number), "", "", None) for number in range(100)]
-    assert [row[3] for row in answer_table(0, answers).data] == [str(number) for number in range(0, 100, 4)]
-    assert len(answer_table(0, answers[:32]).data) == 32 and len(answer_table(0, answers[:33]).data) == 17
+    assert [answer.id for answer, _ in with_pictures(answers)] == [str(number) for number in range(0, 100, 4)]
+    assert len(with_pictures(answers[:32])) == 32 and len(with_pictures(answers[:33])) == 17
 
 
 def test_tensorboard_goes_on_when_resumed(tiny: Path, data: Path, tmp_path: Path) -> None:

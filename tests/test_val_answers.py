@@ -19,6 +19,7 @@ from PIL import Image
 from sarlang_sft.arguments import TrainArguments
 from sarlang_sft.attention import FLEX, answering_attention
 from sarlang_sft.backbones import BACKBONES
+from sarlang_sft.checkpoints import list_checkpoints
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
 from sarlang_sft.inference import TunedModel, load_tuned
@@ -79,8 +80,8 @@ def adapter_of(trainer: RunTrainer) -> dict[str, torch.Tensor]:
 def test_every_row_is_counted_once_and_every_rank_makes_as_many_batches(rows: int, ranks: int, size: int) -> None:
     shares = [share_out(rows, rank, ranks, size) for rank in range(ranks)]
     numbers = [number for share in shares for batch in share for number in batch]
-    assert sorted(number for number in numbers if number < rows) == list(range(rows))
-    assert len({tuple(map(len, share)) for share in shares}) == 1 and len(numbers) < rows + ranks
+    assert sorted(numbers) == list(range(rows)) and len({len(share) for share in shares}) == 1
+    assert max(len(batch) for share in shares for batch in share) <= size
 
 
 @pytest.mark.parametrize("trees", [False, True])
@@ -299,6 +300,24 @@ def test_the_best_checkpoint_is_chosen_on_val_and_nothing_of_test_is_opened(
     assert trainer.evaluate()["eval_accuracy"] == accuracies[best]
 
 
+def test_the_best_checkpoint_is_known_where_the_output_folder_was_moved_to(
+    tiny: Path, folder: Path, tmp_path: Path
+) -> None:
+    def train(out: Path, steps: int) -> RunTrainer:
+        trainer, _ = make_trainer(
+            tiny, folder, out, TuningArguments(), max_steps=steps, learning_rate=0.0, eval_strategy="steps",
+            eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=2, metric_for_best_model="loss",
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    train(tmp_path / "out", 2)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    resumed = train(tmp_path / "moved", 4)  # nothing is learned: the first step stays the best
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "moved/checkpoint-1")
+    assert [path.name for path in list_checkpoints(tmp_path / "moved")] == ["checkpoint-4", "checkpoint-1"]
+
+
 def test_the_tracker_gets_the_answers_as_they_are_written(taught: Path, folder: Path, tmp_path: Path) -> None:
     class Shown:
         def log_answers(self, step: int, answers: list[Answer]) -> None:
@@ -423,11 +442,39 @@ def test_what_no_evaluation_gives_is_refused(options: dict[str, object], message
 
 
 @pytest.mark.parametrize(
+    ("evaluated", "saved", "accepted"),
+    [
+        (("steps", 2000), ("steps", 500), True),
+        (("steps", 300), ("steps", 500), False),
+        (("steps", 250), ("steps", 500), False),
+        (("steps", 0.3), ("steps", 0.1), True),
+        (("steps", 0.1), ("steps", 0.3), False),
+        (("steps", 100), ("steps", 0.1), False),
+        (("epoch", 1), ("epoch", 1), True),
+        (("epoch", 1), ("steps", 1), False),
+        (("steps", 1), ("epoch", 1), False),
+        (("steps", 7), ("best", 500), True),
+        (("steps", 7), ("no", 500), True),
+    ],
+)
+def test_the_best_step_must_have_a_checkpoint(
+    evaluated: tuple[str, float], saved: tuple[str, float], accepted: bool, tmp_path: Path
+) -> None:
+    options = dict(zip(("eval_strategy", "eval_steps", "save_strategy", "save_steps"), evaluated + saved, strict=True))
+    options |= {"output_dir": str(tmp_path), "metric_for_best_model": "loss"}
+    if accepted:
+        TrainArguments(**options)
+    else:
+        with pytest.raises(InputError, match="metric_for_best_model loss: the best step may have no checkpoint"):
+            TrainArguments(**options)
+
+
+@pytest.mark.parametrize(
     ("metric", "greater"),
     [("loss", False), ("eval_loss", False), ("accuracy", True), ("eval_accuracy_counting", True), ("cider", True)],
 )
 def test_whether_more_is_better_follows_from_the_metric(metric: str, greater: bool, tmp_path: Path) -> None:
-    options = {"metric_for_best_model": metric, "val_questions": 5, **EVALUATED}
+    options = {"metric_for_best_model": metric, "val_questions": 5, "save_strategy": "no", **EVALUATED}
     assert TrainArguments(output_dir=str(tmp_path), **options).greater_is_better == greater
 
 

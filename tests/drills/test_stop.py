@@ -80,7 +80,9 @@ class Stops(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_an_evaluation_that_was_cut_short_is_made_up_for(when: str, tiny: Path, data: Path, tmp_path: Path) -> None:
+def test_an_evaluation_that_was_cut_short_is_made_up_for(
+    when: str, tiny: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     def trainer_in(name: str) -> RunTrainer:
         trainer, _ = make_trainer(
             tiny, data, tmp_path / name, TuningArguments(lora_dropout=0.1), max_steps=6, logging_steps=2,
@@ -102,7 +104,10 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(when: str, tiny: Path, 
             (os.kill(os.getpid(), signal.SIGTERM) if stopped.state.global_step == 2 else None)
             or type(stopped).training_step(stopped, *words)
         )
+    saved = []
+    stopped.check_weights = lambda: saved.append(stopped.state.global_step)  # which every checkpoint begins with
     stopped.train()
+    assert saved == [3] and capsys.readouterr().out.count("leaving after step 3") == 1
     assert stopped.interruption.stopping and last_complete(tmp_path / "stopped").name == "checkpoint-3"
     again = trainer_in("stopped")  # and once more, while it makes up for it
     again.eval_dataset = Stops(again.eval_dataset)
@@ -111,3 +116,36 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(when: str, tiny: Path, 
     resumed = trainer_in("stopped")
     resumed.train()
     assert history(resumed) == history(whole) and [step for step, _, loss in history(whole) if loss] == [3, 6]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stop_in_mid_epoch_or_at_its_end_changes_nothing_of_what_epochs_log(
+    last: bool, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    def trainer_in(name: str) -> RunTrainer:
+        epochs = dict.fromkeys(("logging_strategy", "eval_strategy", "save_strategy"), "epoch")
+        trainer, _ = make_trainer(
+            tiny, data, tmp_path / name, TuningArguments(), max_steps=-1, num_train_epochs=2, turns_per_image=1,
+            max_tokens_per_row=2000, **epochs,
+        )  # fmt: skip
+        return trainer
+
+    def history(trainer: RunTrainer) -> list[tuple[int, float | None, float | None]]:
+        lines = trainer.state.log_history
+        return [(line["step"], line.get("loss"), line.get("eval_loss")) for line in lines if "train_loss" not in line]
+
+    whole = trainer_in("whole")
+    whole.train()
+    steps = len(whole.train_dataset)
+    assert steps > 1 and [step for step, loss, _ in history(whole) if loss] == [steps, 2 * steps]
+    stopped = trainer_in("stopped")
+    stopped.training_step = lambda *words: (
+        (os.kill(os.getpid(), signal.SIGTERM) if stopped.state.global_step == (steps - 1) * last else None)
+        or type(stopped).training_step(stopped, *words)
+    )
+    stopped.train()
+    assert stopped.state.global_step == (steps if last else 1) and stopped.interruption.owes_evaluation == last
+    assert [step for step, _, _ in history(stopped)] == [steps] * last
+    resumed = trainer_in("stopped")
+    resumed.train()
+    assert history(resumed) == history(whole)
