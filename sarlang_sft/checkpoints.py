@@ -61,7 +61,7 @@ def last_complete(out: Path) -> Path | None:
     for folder in list_checkpoints(out):
         try:
             _check_sizes(folder, read_seal(folder))
-        except BrokenCheckpointError:
+        except (BrokenCheckpointError, OSError):  # the run may be removing it at this moment
             continue
         return folder
     return None
