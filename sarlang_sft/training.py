@@ -366,6 +366,7 @@ def save_result(trainer: RunTrainer, data: DataArguments, metrics: dict[str, flo
         if metrics["bad_images"]:
             print(f"Left out {metrics['bad_images']} images that cannot be read, see {out / BAD_IMAGES}", flush=True)
         print(f"Done: {out}", flush=True)
+    trainer.run.ranks.wait()  # a launcher may end whoever still writes a while after the others have left
 
 
 def _check_adapter(path: Path, model: PeftModel) -> None:
