@@ -33,7 +33,7 @@ demo: setup
 	$(PY) eval/report.py --run $(OUT) --data $(OUT)/data
 
 # One process per core, each on one core: most tests start processes of their own.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup lint
 	$(PYTEST) -m "not slow"

@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from foreign_files import IMAGES, SIZE
@@ -29,6 +31,7 @@ from sarlang_sft.training import Plan, build_trainer, make_collator, plan_rows, 
 from sarlang_sft.tuning import TuningArguments
 
 ROOT = Path(__file__).parent.parent
+HUNG = 400  # seconds until a script counts as hung
 os.environ.setdefault("WANDB_MODE", "disabled")  # tests of tracking choose another
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
@@ -109,10 +112,18 @@ def with_adapters(model: PreTrainedModel, backbone: Backbone, tuning: TuningArgu
 def run_script(*words: object, code: int = 0, cwd: Path = ROOT) -> str:
     """Run a script of the repository as a user would; its output, after checking its exit code."""
     command = [sys.executable, *map(str, words)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=1200, env=environment)
-    output = finished.stdout + finished.stderr
-    assert finished.returncode == code, output
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    try:
+        output, _ = process.communicate(timeout=HUNG)
+    except subprocess.TimeoutExpired:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGABRT)  # which prints where its threads are
+        pytest.fail(f"hangs: {command}\n{process.communicate()[0]}")
+    assert process.returncode == code, output
     return output
 
 
