@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.records import SPLITS
-from sarlang_sft.release_facts import ADAPTER, CAPTIONS, VQA, Release, Score, baseline_name
+from sarlang_sft.release_facts import CAPTIONS, VQA, Data, Release, Score, baseline_name
+from sarlang_sft.release_origin import ADAPTER
 from sarlang_sft.run_facts import FREE_GROUPS, MEANS, NOTHING
 from sarlang_sft.sarlang import SARDET, SIMULATED
 from sarlang_sft.tuning import PLAIN, TuningArguments
@@ -20,7 +21,10 @@ SARLANG_SOURCES = {"SpaceNet6", "DFC2023", "OpenEarthMap-SAR", SARDET}
 SARLANG_ON_HUB = "YiminJimmy/SARLANG-1M"
 NOT_STATED = "not stated: check before use"
 DATA_LICENSES = {SARDET: "CC BY-NC 4.0", SIMULATED: "simulated by this project: no data of others"}
-TASK_TYPES = {VQA: ("visual-question-answering", "Visual question answering"), CAPTIONS: ("image-to-text", "Captioning")}
+TASK_TYPES = {
+    VQA: ("visual-question-answering", "Visual question answering"),
+    CAPTIONS: ("image-to-text", "Captioning"),
+}
 METRICS = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
@@ -47,7 +51,11 @@ def write_card(release: Release, path: Path) -> None:
         front=front,
         options=changed_options(release),
         scores=[{"score": score, "baselines": _baselines_of(release, score)} for score in release.scores],
-        sources=data_sources(release),
+        sources=images_by_source(release),
+        folders=[
+            {"data": data, "rows": count_rows(data), "sources": trained_on(release, data)} for data in release.data
+        ],
+        taught=taught_tasks(release),
         data_licenses=licenses_of_data(release),
         not_stated=NOT_STATED,
         sarlang=_has_sarlang(release),
@@ -126,15 +134,47 @@ def changed_options(release: Release) -> dict[str, Any]:
     }
 
 
-def data_sources(release: Release) -> list[str]:
-    """Where the images come from, over all data folders."""
-    return sorted({source for data in release.data for source in data.sources})
+def images_by_source(release: Release) -> dict[str, dict[str, int]]:
+    """Images by where they come from and split, over all data folders."""
+    names = sorted({source for data in release.data for source in data.sources})
+    return {
+        name: {split: sum(data.sources.get(name, {}).get(split, 0) for data in release.data) for split in SPLITS}
+        for name in names
+    }
+
+
+def count_rows(data: Data) -> list[tuple[str, str, dict[str, int]]]:
+    """Subset, task, and dialogues by split."""
+    counts = data.manifest["counts"]
+    pairs = dict.fromkeys(
+        (subset, task) for subsets in counts.values() for subset, tasks in subsets.items() for task in tasks
+    )
+    return [
+        (subset, task, {split: counts.get(split, {}).get(subset, {}).get(task, 0) for split in SPLITS})
+        for subset, task in pairs
+    ]
+
+
+def trained_on(release: Release, data: Data) -> list[dict[str, Any]]:
+    """How the training took from a data folder: `weight`, `tasks`, `subsets` and `caps`; nothing if it did not."""
+    sources = release.training.facts["data"] if release.training else []
+    return [source for source in sources if source["train.parquet"] == data.hashes.get("train.parquet")]
+
+
+def taught_tasks(release: Release) -> list[str]:
+    """Tasks of the data that was trained on."""
+    rows = [(row, source) for data in release.data for source in trained_on(release, data) for row in count_rows(data)]
+    return list(dict.fromkeys(task for (_, task, counts), source in rows if counts["train"] and _takes(source, task)))
+
+
+def _takes(source: dict[str, Any], task: str) -> bool:
+    return not source["tasks"] or task in source["tasks"]
 
 
 def licenses_of_data(release: Release) -> dict[str, str]:
     """The licence of every source, as the user states it or as it is known."""
     known = DATA_LICENSES | release.data_licenses
-    return {source: known.get(source, NOT_STATED) for source in data_sources(release)}
+    return {source: known.get(source, NOT_STATED) for source in images_by_source(release)}
 
 
 def base_id(release: Release) -> str:
@@ -148,7 +188,7 @@ def base_id(release: Release) -> str:
 
 
 def _has_sarlang(release: Release) -> bool:
-    return bool(SARLANG_SOURCES & {*data_sources(release)})
+    return bool(SARLANG_SOURCES & images_by_source(release).keys())
 
 
 def _baselines_of(release: Release, score: Score) -> dict[str, Score]:

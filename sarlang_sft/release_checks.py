@@ -14,7 +14,8 @@ from sarlang_sft.backbones import find_backbone
 from sarlang_sft.errors import InputError
 from sarlang_sft.loading import build_skeleton
 from sarlang_sft.release import LARGEST_LOSS
-from sarlang_sft.release_facts import ADAPTER, ADAPTER_WEIGHTS, MERGED, Release, Score, baseline_name
+from sarlang_sft.release_facts import Release, Score, baseline_name
+from sarlang_sft.release_origin import ADAPTER, ADAPTER_WEIGHTS, MERGED
 from sarlang_sft.runs import FINISHED
 
 WEIGHTS_INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -57,7 +58,7 @@ def _of_scores(release: Release) -> Iterator[Concern]:
                 "answer again with eval/generate.py into a new folder, and score those answers",
             )  # fmt: skip
         elif problem := _other_model(release, score):
-            yield Concern("other_scores", f"{score.path}: {problem}", "score the answers of the model that you release")
+            yield Concern("other_scores", f"{score.path}: {problem}", "score the answers of the model to be released")
         split = score.origin.get("split", "test")
         if split != "test":
             yield Concern("split", f"{score.path}: is on the split {split}", "answer and score --split test")
@@ -81,12 +82,14 @@ def _of_data(release: Release) -> Iterator[Concern]:
     for source in release.training.facts["data"] if release.training else []:
         if source["train.parquet"] not in given:
             yield Concern(
-                "data", f"--data: the folder that was trained on ({Path(source['path']).name}) is not among those given",
+                "data", f"--data: the folder trained on ({Path(source['path']).name}) is not among those given",
                 "give every data folder of the training, unchanged",
             )  # fmt: skip
     for score in release.scores:
         if score.origin and score.origin.get("questions") not in given:
-            yield Concern("data", f"{score.path}: is on questions of another data folder", "give that folder in --data")
+            yield Concern(
+                "data", f"{score.path}: is on questions of another data folder", "give that folder in --data"
+            )
 
 
 def _of_merge(release: Release) -> Iterator[Concern]:
