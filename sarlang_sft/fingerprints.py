@@ -44,3 +44,9 @@ def base_fingerprint(model_name_or_path: str) -> str:
                     file.seek(place)
                     digest.update(file.read(SAMPLED))
     return digest.hexdigest()
+
+
+def surely_differ(one: str | None, other: str | None) -> bool:
+    """Whether two fingerprints are of two models; one of the hub cannot be compared with one of a folder."""
+    comparable = one and other and ("@" in one) == ("@" in other)
+    return bool(comparable) and one != other

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from sarlang_sft.backbones import find_backbone
 from sarlang_sft.errors import InputError
+from sarlang_sft.fingerprints import surely_differ
 from sarlang_sft.loading import build_skeleton
-from sarlang_sft.release import LARGEST_LOSS
 from sarlang_sft.release_facts import Release, Score, baseline_name
 from sarlang_sft.release_origin import ADAPTER, ADAPTER_WEIGHTS, MERGED
 from sarlang_sft.runs import FINISHED
@@ -72,7 +72,7 @@ def _other_model(release: Release, score: Score) -> str | None:
     if (adapter or model) not in release.fingerprints:
         named = score.settings.get("adapter") or score.settings.get("model")
         return f"its answers are of another model ({Path(named).name})"
-    if adapter and begun_with and model != begun_with:
+    if adapter and surely_differ(model, begun_with):
         return "its answers are of the adapter on another base model than the run's"
     return None
 
@@ -102,7 +102,7 @@ def _of_merge(release: Release) -> Iterator[Concern]:
         yield Concern("merge_check", f"--model {release.folder}: no merge_report.json", again)
     elif difference is None or effect is None:
         yield Concern("merge_check", f"--model {release.folder}: its logits were not compared when merging", again)
-    elif not (math.isfinite(difference) and effect > 0 and difference <= LARGEST_LOSS * effect):
+    elif not (math.isfinite(difference) and effect > 0 and 2 * difference <= effect):
         yield Concern(
             "merge_check",
             f"--model {release.folder}: merging changed the logits by {difference:.3g}, the adapter by {effect:.3g}",

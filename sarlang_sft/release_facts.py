@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.fingerprints import base_fingerprint
+from sarlang_sft.fingerprints import base_fingerprint, surely_differ
 from sarlang_sft.imagery import load_ops
 from sarlang_sft.records import SPLITS, file_hash, open_split, read_manifest, read_records
 from sarlang_sft.release import REPORT
@@ -159,29 +159,32 @@ def collect(
     """Read everything that is known of a model.
 
     Args:
-        run: Output folder of its training; None looks in the model's own folder.
+        run: Output folder of its training; None looks in the model's own folder, or in that of the adapter merged.
         data_licenses: `SOURCE: LICENCE` each.
 
     Raises:
         InputError: A file is missing or is not what it should be.
     """
     kind = kind_of(model)
-    own_run = run or (model if kind != MERGED else None)
     if run and not (run / RUN).is_file():
         raise InputError(f"--run {run}: no run there ({RUN} is missing)")
     adapter = read_adapter(model) if kind == ADAPTER else None
-    training = read_training(own_run)
+    merge = read_merge(model) if kind == MERGED else None
+    sole = _sole_adapter(merge)
+    training = read_training(run or (sole if kind == MERGED else model))
+    if training and merge and surely_differ(training.facts["base"], merge.get("base_fingerprint")):
+        raise InputError(f"--run {run}: began with another base model than the one merged; name the adapter's run")
     folders = [read_data(folder) for folder in data]
-    merged_from = run if kind == MERGED and run and kind_of(run) == ADAPTER else None
+    merged_from = run if kind == MERGED and run and kind_of(run) == ADAPTER else sole
     return Release(
         name=name,
         folder=model,
         kind=kind,
         fingerprints={base_fingerprint(str(folder)) for folder in (model, merged_from) if folder},
         adapter=adapter,
-        base=read_base(base, training, adapter),
+        base=read_base(base, training, merge, adapter),
         training=training,
-        merge=read_merge(model) if kind == MERGED else None,
+        merge=merge,
         image_ops=load_ops(model),
         processor=read_processor(model),
         data=folders,
@@ -191,6 +194,13 @@ def collect(
         data_licenses=_stated(data_licenses, folders),
         accepted={},
     )
+
+
+def _sole_adapter(merge: dict[str, Any] | None) -> Path | None:
+    """The adapter that a merged model is, if it is made of one and that is still there."""
+    adapters = (merge or {}).get("adapters") or []
+    folder = Path(adapters[0]) if len(adapters) == 1 else None
+    return folder if folder and (folder / "adapter_config.json").is_file() else None
 
 
 def _stated(licenses: list[str], data: list[Data]) -> dict[str, str]:
@@ -211,5 +221,6 @@ def baseline_name(release: Release, score: Score) -> str | None:
     if settings.get("exchange_images"):
         return "blind" if tuned else None
     begun_with = release.training.facts["base"] if release.training else None
-    untuned = settings.get("adapter_fingerprint") is None and settings.get("model_fingerprint") == begun_with
-    return "base model" if untuned and begun_with else None
+    answered = settings.get("model_fingerprint")
+    same = answered and begun_with and not tuned and not surely_differ(answered, begun_with)
+    return "base model" if same and settings.get("adapter_fingerprint") is None else None

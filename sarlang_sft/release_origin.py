@@ -45,11 +45,19 @@ class Training(NamedTuple):
 
 
 class Base(NamedTuple):
-    """The base model: its name on the hub and commit there, the fingerprint of local files, its licence; or None."""
+    """The base model.
+
+    Attributes:
+        name: On the hub; None if it is not known to be there.
+        commit: Of the hub's.
+        fingerprint: Of the files of a folder.
+        path: What it was called in training: a hub name, or a folder.
+    """
 
     name: str | None
     commit: str | None
     fingerprint: str | None
+    path: str
     license: str | None
 
 
@@ -94,26 +102,29 @@ def read_training(folder: Path | None) -> Training | None:
     return Training(run["state"], run["facts"], state.get("global_step"), state.get("epoch"))
 
 
-def read_base(named: str | None, training: Training | None, adapter: Adapter | None) -> Base:
-    """The base model as the run recorded it, or as the adapter names it.
+def read_base(
+    named: str | None, training: Training | None, merge: dict[str, Any] | None, adapter: Adapter | None
+) -> Base:
+    """The base model as the run, the merge or the adapter recorded it.
 
     Args:
         named: Its name on the hub, as the user states it.
 
     Raises:
-        InputError: The run began with another model of the hub.
+        InputError: Another model of the hub was recorded.
     """
-    recorded = training.facts["base"] if training else None
-    name, _, commit = (recorded or "").rpartition("@")
-    if named and name and named != name:
-        raise InputError(f"--base {named}: the run began with {name}; leave --base out")
-    path = training.facts["options"]["model_name_or_path"] if training else ""
-    if adapter and not training:
+    recorded = training.facts["base"] if training else (merge or {}).get("base_fingerprint") or ""
+    path = training.facts["options"]["model_name_or_path"] if training else (merge or {}).get("base") or ""
+    if adapter and not path:
         path = adapter.config.get("base_model_name_or_path") or ""
-        name = path if HUB_NAME.fullmatch(path) and not Path(path).is_dir() else ""
+    name, _, commit = recorded.rpartition("@")
+    if not recorded and HUB_NAME.fullmatch(path) and not Path(path).is_dir():
+        name = path
+    if named and name and named != name:
+        raise InputError(f"--base {named}: the base model was {name}; leave --base out")
     name = named or name or None
-    local = recorded if recorded and "@" not in recorded else None
-    return Base(name, commit if not local and commit else None, local, _license_of(path, name))
+    fingerprint = recorded if recorded and "@" not in recorded else None
+    return Base(name, None if fingerprint else commit or None, fingerprint, path, _license_of(path, name))
 
 
 def _license_of(path: str, name: str | None) -> str | None:
