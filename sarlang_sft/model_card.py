@@ -179,12 +179,7 @@ def licenses_of_data(release: Release) -> dict[str, str]:
 
 def base_id(release: Release) -> str:
     """What to call the base model in commands: its name on the hub, or that of the folder it was trained from."""
-    if release.base.name:
-        return release.base.name
-    path = release.training.facts["options"]["model_name_or_path"] if release.training else ""
-    if release.adapter:
-        path = path or release.adapter.config.get("base_model_name_or_path") or ""
-    return Path(path).name or "BASE_MODEL"
+    return release.base.name or Path(release.base.path).name or "BASE_MODEL"
 
 
 def _has_sarlang(release: Release) -> bool:

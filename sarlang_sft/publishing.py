@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path, PurePath
 from typing import Any
 
-import httpx
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from sarlang_sft.errors import InputError
@@ -140,7 +139,7 @@ def push(folder: Path, repo: str, private: bool, api: HfApi) -> str:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Release")
-    except (httpx.HTTPError, OfflineModeIsEnabled, ValueError) as error:
+    except (HTTPError, OfflineModeIsEnabled, ValueError) as error:
         why = " ".join(str(error).split())
         raise InputError(
             f"--push_to {repo}: the hub did not take it ({why}); {folder} is complete: `hf upload {repo} {folder}`"
