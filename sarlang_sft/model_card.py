@@ -1,6 +1,7 @@
 """The model card of a release: what is known of it, as the hub shows it. Nothing stands there that no file says."""
 
 import json
+from collections import Counter
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -36,7 +37,10 @@ PROTOCOL_MEANS = {
     "official": "the rule of SARLANG-1M's authors: every reference by itself, words split at blanks",
 }
 # Stands elsewhere in the card, or is filled in by the libraries.
-NOT_OPTIONS = {"model_name_or_path", "data", "deepspeed", "accelerator_config", "seed"}
+NOT_OPTIONS = {
+    "model_name_or_path", "data", "deepspeed", "seed", "max_steps", "num_train_epochs", "accelerator_config",
+    "activation_checkpointing", "eos_token", "pad_token", "pad_to_multiple_of",
+}  # fmt: skip
 
 
 def write_card(release: Release, path: Path) -> None:
@@ -50,12 +54,17 @@ def write_card(release: Release, path: Path) -> None:
         release=release,
         front=front,
         options=changed_options(release),
-        scores=[{"score": score, "baselines": _baselines_of(release, score)} for score in release.scores],
+        scores=[
+            {"score": score, "baselines": baselines, "unseen": unseen_tasks(score, baselines)}
+            for score in release.scores
+            for baselines in [_baselines_of(release, score)]
+        ],
         sources=images_by_source(release),
         folders=[
             {"data": data, "rows": count_rows(data), "sources": trained_on(release, data)} for data in release.data
         ],
         taught=taught_tasks(release),
+        resolutions=sum((Counter(data.resolutions) for data in release.data), Counter()),
         data_licenses=licenses_of_data(release),
         not_stated=NOT_STATED,
         sarlang=_has_sarlang(release),
@@ -92,7 +101,7 @@ def eval_results(release: Release, score: Score) -> list[EvalResult]:
     """A score as the hub's model index has it: accuracies in percent, measures of captions as they are."""
     kind, title = TASK_TYPES[score.kind]
     [data] = [one for one in release.data if score.origin.get("questions") in one.hashes.values()][:1] or [None]
-    name = data.folder.resolve().name if data else "unknown"
+    name = ", ".join(sorted(data.sources)) if data else "unknown"
     protocol = score.result["protocol"]
     values = {"accuracy": ("VQA accuracy", round(100 * score.result["overall"]["value"], 2))}
     if score.kind == CAPTIONS:
@@ -194,6 +203,13 @@ def _baselines_of(release: Release, score: Score) -> dict[str, Score]:
         if other.result["protocol"] == score.result["protocol"]
         and other.origin.get("questions") == score.origin.get("questions")
     }
+
+
+def unseen_tasks(score: Score, baselines: dict[str, Score]) -> list[str]:
+    """Tasks on which the model is not surely better than blind: their intervals overlap."""
+    blind = baselines["blind"].result["by_task"] if "blind" in baselines else {}
+    tasks = score.result["by_task"]
+    return [task for task, entry in tasks.items() if task in blind and entry["low"] <= blind[task]["high"]]
 
 
 def _zero_stage(release: Release) -> str | None:

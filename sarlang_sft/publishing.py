@@ -112,7 +112,7 @@ def _check_tells_no_paths(release: Release, building: Path) -> None:
     told = {str(folder.resolve()) for folder in folders} | {data.manifest["image_root"] for data in release.data}
     for path in _files(building):
         if path.suffix in (".json", ".md") and not path.name.startswith(("tokenizer.", "vocab.")):
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8").replace("\\", "")  # with which a card escapes
             if found := [folder for folder in told if len(folder) > 1 and re.search(rf"{re.escape(folder)}\b", text)]:
                 name = path.relative_to(building)
                 raise InputError(f"{name} of the release would tell the path {found[0]}; take it out of its source")

@@ -34,11 +34,21 @@ ACCEPTABLE = {
 
 
 class Concern(NamedTuple):
-    """Something that speaks against a release: a name of `ACCEPTABLE`, what is wrong, and how to mend it."""
+    """Something that speaks against a release.
+
+    Attributes:
+        name: Of `ACCEPTABLE`.
+        where: The option, or the score file.
+    """
 
     name: str
+    where: str | Path
     what: str
     way_out: str
+
+    def __str__(self) -> str:
+        """As a card tells it: the options of a command are nothing to its readers, and folders not their business."""
+        return f"{self.where.name}: {self.what}" if isinstance(self.where, Path) else self.what
 
 
 def find_concerns(release: Release) -> list[Concern]:
@@ -48,27 +58,24 @@ def find_concerns(release: Release) -> list[Concern]:
 
 def _of_scores(release: Release) -> Iterator[Concern]:
     if not release.scores:
-        yield Concern(
-            "no_scores", "--scores: none is given", "score its answers with eval/score_vqa.py or eval/score_caption.py"
-        )
+        score = "score its answers with eval/score_vqa.py or eval/score_caption.py"
+        yield Concern("no_scores", "--scores", "there are no scores", score)
     for score in release.scores:
         if not score.origin or not score.settings.get("model_fingerprint"):
-            yield Concern(
-                "unknown_scores", f"{score.path}: does not say which model's answers it counts",
-                "answer again with eval/generate.py into a new folder, and score those answers",
-            )  # fmt: skip
+            answer = "answer again with eval/generate.py into a new folder, and score those answers"
+            yield Concern("unknown_scores", score.path, "does not say which model's answers it counts", answer)
         elif problem := _other_model(release, score):
-            yield Concern("other_scores", f"{score.path}: {problem}", "score the answers of the model to be released")
+            yield Concern("other_scores", score.path, problem, "score the answers of the model to be released")
         split = score.origin.get("split", "test")
         if split != "test":
-            yield Concern("split", f"{score.path}: is on the split {split}", "answer and score --split test")
+            yield Concern("split", score.path, f"is on the split {split}", "answer and score --split test")
 
 
 def _other_model(release: Release, score: Score) -> str | None:
     model, adapter = score.settings["model_fingerprint"], score.settings.get("adapter_fingerprint")
     begun_with = release.training.facts["base"] if release.training else None
     if score.settings.get("exchange_images"):
-        return "its answers are those of the blind baseline (exchange_images); give it as --baselines"
+        return "its answers are those of the blind baseline (--exchange_images)"
     if (adapter or model) not in release.fingerprints:
         named = score.settings.get("adapter") or score.settings.get("model")
         return f"its answers are of another model ({Path(named).name})"
@@ -81,45 +88,41 @@ def _of_data(release: Release) -> Iterator[Concern]:
     given = {digest for data in release.data for digest in data.hashes.values()}
     for source in release.training.facts["data"] if release.training else []:
         if source["train.parquet"] not in given:
-            yield Concern(
-                "data", f"--data: the folder trained on ({Path(source['path']).name}) is not among those given",
-                "give every data folder of the training, unchanged",
-            )  # fmt: skip
+            what = f"the folder trained on ({Path(source['path']).name}) is not among those given"
+            yield Concern("data", "--data", what, "give every data folder of the training, unchanged")
     for score in release.scores:
         if score.origin and score.origin.get("questions") not in given:
-            yield Concern(
-                "data", f"{score.path}: is on questions of another data folder", "give that folder in --data"
-            )
+            yield Concern("data", score.path, "is on questions of another data folder", "give that one in --data")
 
 
 def _of_merge(release: Release) -> Iterator[Concern]:
     if release.kind != MERGED:
         return
-    report = release.merge or {}
+    where, report = f"--model {release.folder}", release.merge or {}
     again = "merge again with recipes/merge_adapter.py"
     difference, effect = report.get("max_abs_diff"), report.get("effect")
     if release.merge is None:
-        yield Concern("merge_check", f"--model {release.folder}: no merge_report.json", again)
+        yield Concern("merge_check", where, "no merge_report.json says how it was merged", again)
     elif difference is None or effect is None:
-        yield Concern("merge_check", f"--model {release.folder}: its logits were not compared when merging", again)
+        yield Concern("merge_check", where, "its logits were not compared when merging", again)
     elif not (math.isfinite(difference) and effect > 0 and 2 * difference <= effect):
-        yield Concern(
-            "merge_check",
-            f"--model {release.folder}: merging changed the logits by {difference:.3g}, the adapter by {effect:.3g}",
-            f"{again} --dtype float32",
-        )
+        what = f"merging changed the logits by {difference:.3g}, the adapter by {effect:.3g}"
+        yield Concern("merge_check", where, what, f"{again} --dtype float32")
 
 
 def _of_training(release: Release) -> Iterator[Concern]:
     if release.training is None:
-        yield Concern("run", "--run: it is not known how this was trained", "name the output folder of its training")
+        yield Concern("run", "--run", "how it was trained is not known", "name the output folder of its training")
     elif release.training.state != FINISHED:
-        yield Concern("run", f"its run is not finished ({release.training.state})", "start the same training again")
+        what = f"its training did not finish ({release.training.state})"
+        yield Concern("run", "--run", what, "start the same training again")
     if release.kind == ADAPTER and release.base.name is None:
         yield Concern(
-            "base", f"--model {release.folder}: was trained on a model in a folder, which nobody else has",
-            "say --base USER/REPO if that model is on the hub, or release the merged model",
-        )  # fmt: skip
+            "base",
+            "--base",
+            "the adapter's base model lies in a folder that nobody else has",
+            "give its name on the hub, or release the merged model",
+        )
 
 
 def accept(release: Release, accepted: list[str]) -> Release:
@@ -138,9 +141,9 @@ def accept(release: Release, accepted: list[str]) -> Release:
             raise InputError(f"--accept {option!r}: write 'NAME: why', NAME one of {', '.join(ACCEPTABLE)}")
         reasons[name] = reason
     concerns = find_concerns(release)
-    for name, what, way_out in concerns:
+    for name, where, what, way_out in concerns:
         if name not in reasons:
-            raise InputError(f"{what}; {way_out}, or say --accept '{name}: why it is released all the same'")
+            raise InputError(f"{where}: {what}; {way_out}, or say --accept '{name}: why it is released all the same'")
     if idle := reasons.keys() - {concern.name for concern in concerns}:
         raise InputError(f"--accept {min(idle)}: there is nothing of this kind to accept; leave it out")
     for score in release.baselines:
@@ -149,7 +152,10 @@ def accept(release: Release, accepted: list[str]) -> Release:
                 f"--baselines {score.path}: neither the base model's answers nor those of this model to exchanged "
                 "images (eval/generate.py --exchange_images)"
             )
-    found = {name: ("; ".join(c.what for c in concerns if c.name == name), reason) for name, reason in reasons.items()}
+    found = {
+        name: ("; ".join(str(concern) for concern in concerns if concern.name == name), reason)
+        for name, reason in reasons.items()
+    }
     return replace(release, accepted=found)
 
 
