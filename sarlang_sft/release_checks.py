@@ -152,11 +152,8 @@ def accept(release: Release, accepted: list[str]) -> Release:
                 f"--baselines {score.path}: neither the base model's answers nor those of this model to exchanged "
                 "images (eval/generate.py --exchange_images)"
             )
-    found = {
-        name: ("; ".join(str(concern) for concern in concerns if concern.name == name), reason)
-        for name, reason in reasons.items()
-    }
-    return replace(release, accepted=found)
+    told = {name: "; ".join(str(concern) for concern in concerns if concern.name == name) for name in reasons}
+    return replace(release, accepted={name: (what, reasons[name]) for name, what in told.items()})
 
 
 def weight_files(release: Release) -> list[Path]:

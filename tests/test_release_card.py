@@ -339,6 +339,26 @@ def test_licences_stand_where_they_are_stated(made: Made, tmp_path: Path) -> Non
     assert re.search(r"\| simulator \|.*\| CC0 \|", card)
 
 
+def test_a_base_model_of_the_hub_is_named_with_its_commit(made: Made, tmp_path: Path) -> None:
+    run = copied(made, "run", tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())["facts"]
+    options = facts["options"] | {"model_name_or_path": "some/base"}
+    change(run / "run.json", facts=facts | {"base": "some/base@c0ffee", "options": options})
+    card = release(made, tmp_path / "out", run)
+    assert "[some/base](https://huggingface.co/some/base), commit `c0ffee`" in card
+    assert ModelCard.load(tmp_path / "out/README.md").data.base_model == "some/base"
+    assert 'AutoModelForImageTextToText.from_pretrained("some/base"' in card
+    with pytest.raises(InputError, match="--base other/base: the base model was some/base"):
+        release(made, tmp_path / "again", run, base="other/base")
+
+
+def test_a_model_trained_in_full_is_its_own_run(made: Made, tmp_path: Path) -> None:
+    train(made.folder / "base", made.data, tmp_path / "full", tuning="language_model")
+    score(tmp_path / "vqa.json", made.data, tmp_path / "full", None)
+    card = release(made, tmp_path / "out", tmp_path / "full", scores=[tmp_path / "vqa.json"])
+    assert "tuned (`tuning: language_model`)" in card and "Merge check" not in card and "vllm serve out" in card
+
+
 def test_changes_that_were_not_committed_are_told(made: Made, tmp_path: Path) -> None:
     run = copied(made, "run", tmp_path / "run")
     facts = json.loads((run / "run.json").read_text())["facts"]
