@@ -75,7 +75,7 @@ class Release:
     Attributes:
         name: What its users will call it: the hub's `user/repo`, or the folder's name.
         kind: `adapter`, `merged` (from base and adapters) or `trained` (in full).
-        fingerprints: That scores of it may name: its own, and those of the adapters it is merged from.
+        fingerprints: That scores of it may name: its own, and that of the adapter merged into it.
         accepted: What speaks against the release, and why it is released all the same.
     """
 
@@ -175,12 +175,12 @@ def collect(
     if training and merge and surely_differ(training.facts["base"], merge.get("base_fingerprint")):
         raise InputError(f"--run {run}: began with another base model than the one merged; name the adapter's run")
     folders = [read_data(folder) for folder in data]
-    merged_from = run if kind == MERGED and run and kind_of(run) == ADAPTER else sole
+    answering = [model, run or sole] if kind == MERGED and not _is_blend(merge) else [model]
     return Release(
         name=name,
         folder=model,
         kind=kind,
-        fingerprints={base_fingerprint(str(folder)) for folder in (model, merged_from) if folder},
+        fingerprints={base_fingerprint(str(folder)) for folder in answering if folder},
         adapter=adapter,
         base=read_base(base, training, merge, adapter),
         training=training,
@@ -194,6 +194,11 @@ def collect(
         data_licenses=_stated(data_licenses, folders),
         accepted={},
     )
+
+
+def _is_blend(merge: dict[str, Any] | None) -> bool:
+    """Whether a merged model answers as none of its adapters does by itself."""
+    return (merge or {}).get("weights", [1.0]) != [1.0]
 
 
 def _sole_adapter(merge: dict[str, Any] | None) -> Path | None:

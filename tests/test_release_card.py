@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, make_trainer, run_script
@@ -337,6 +339,50 @@ def test_licences_stand_where_they_are_stated(made: Made, tmp_path: Path) -> Non
     front = ModelCard.load(tmp_path / "out/README.md").data
     assert (front.license, front.base_model, front.base_model_relation) == ("apache-2.0", "some/base", "finetune")
     assert re.search(r"\| simulator \|.*\| CC0 \|", card)
+
+
+def test_what_merging_recorded_is_told(made: Made, tmp_path: Path) -> None:
+    merged = copied(made, "merged", tmp_path / "merged")
+    parity = json.loads((merged / "merge_report.json").read_text())
+    change(
+        merged / "merge_report.json",
+        logits=[parity | {"dtype": "bfloat16", "max_abs_diff": 0.125}, parity],
+        adapters=[str(made.folder / "run"), str(made.folder / "other")],
+        weights=[0.5, 0.25],
+        combine="ties",
+        checks=["processor"],
+        not_checked=["logits as base + adapter"],
+        trained_in_bits=4,
+    )
+    with pytest.raises(InputError, match="another model"):  # one adapter's are not those of a blend
+        release(made, tmp_path / "out", merged, run="run")
+    accepted = ["other_scores: a test"]
+    card = release(made, tmp_path / "out", merged, accepted, run="run")
+    assert re.search(r"\| bfloat16 \| \S+ \| 1.25e-01 \|\n\| float32 \|", card)
+    assert "Merged from 2 adapters (ties, weights 0.5, 0.25)" in card and "in 4 bits" in card
+    assert "Checked when merging: processor. **Not checked**: logits as base + adapter." in card
+
+
+def test_the_run_of_the_merged_adapter_is_found(made: Made, tmp_path: Path) -> None:
+    merged = copied(made, "merged", tmp_path / "merged")
+    change(merged / "merge_report.json", adapters=[str(made.folder / "run")])
+    assert "2 steps" in release(made, tmp_path / "out", merged, run=None)
+
+
+def test_sources_of_the_published_data_have_their_terms(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.data, tmp_path / "data"))
+    for split in ("train", "val", "test"):
+        table = pq.read_table(folder / f"{split}.parquet")
+        sources = pa.array(["SARDet-100K" if row % 2 else "SpaceNet6" for row in range(len(table))])
+        table = table.set_column(table.schema.get_field_index("source"), "source", sources)
+        pq.write_table(table, folder / f"{split}.parquet")
+    score(tmp_path / "vqa.json", folder, made.folder / "base", made.folder / "run")
+    card = release(made, tmp_path / "out", data=[made.data, folder], scores=[tmp_path / "vqa.json"])
+    assert re.search(r"\| SARDet-100K \|.*\| CC BY-NC 4.0 \|", card)
+    assert re.search(r"\| SpaceNet6 \|.*\| not stated: check before use \|", card)
+    assert "SARLANG-1M, whose repository states no licence" in card and "**data** (not trained on)" in card
+    front = ModelCard.load(tmp_path / "out/README.md").data
+    assert front.datasets == ["YiminJimmy/SARLANG-1M"] and front.eval_results[0].dataset_type == front.datasets[0]
 
 
 def test_a_base_model_of_the_hub_is_named_with_its_commit(made: Made, tmp_path: Path) -> None:
