@@ -33,7 +33,7 @@ class ReleaseArguments:
         metadata={"help": "Score files to stand beside: the base model's, or blind (--exchange_images)."},
     )
     run: str | None = field(
-        default=None, metadata={"help": "Output folder of the training; default: the model's folder."}
+        default=None, metadata={"help": "Output folder of the training; default: the model's own, or its adapter's."}
     )
     base: str | None = field(
         default=None, metadata={"help": "The base model's name on the hub, if it was trained from a folder."}
