@@ -12,10 +12,11 @@ from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError, exit_on_bad_input
+from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.predict import exchange_images, keep_settings, predict_to_file, read_questions
 from sarlang_sft.quantisation import bits_of
-from sarlang_sft.records import image_root_of
+from sarlang_sft.records import file_hash, image_root_of
 
 
 @dataclass
@@ -55,7 +56,13 @@ def main() -> None:
         questions = exchange_images(questions)
     path = Path(args.out) / f"{args.name}.jsonl"
     made_with = ("model", "adapter", "data", "split", "exchange_images", "max_new_tokens", "dtype", "max_pixels")
-    keep_settings(path, {name: vars(args)[name] for name in made_with} | {"bits": bits})
+    adapted = args.adapter is not None and Path(args.adapter).is_dir()
+    content = {  # names stay when what they name is trained anew
+        "model_fingerprint": base_fingerprint(args.model),
+        "adapter_fingerprint": base_fingerprint(args.adapter) if adapted else None,
+        "questions": file_hash(Path(args.data) / f"{args.split}.parquet"),
+    }
+    keep_settings(path, {name: vars(args)[name] for name in made_with} | {"bits": bits} | content)
     tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels, bits)
     count, unusable = predict_to_file(
         tuned, questions, image_root, path, args.batch_size, args.max_new_tokens, args.shared_trunk

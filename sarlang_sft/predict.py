@@ -15,6 +15,7 @@ from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.inference import Asked, TunedModel, answer_each
 from sarlang_sft.records import read_dialogue_table
+from sarlang_sft.scoring.predictions import settings_beside
 from sarlang_sft.shared_trunk import answer_together
 
 
@@ -79,7 +80,7 @@ def keep_settings(path: Path, settings: dict[str, Any]) -> None:
     Raises:
         InputError: The file was begun with other settings, so that continuing it would mix two models' answers.
     """
-    beside = path.with_suffix(".settings.json")
+    beside = settings_beside(path)
     if path.is_file() and beside.is_file():
         begun = json.loads(beside.read_text(encoding="utf-8"))
         for name, value in settings.items():

@@ -1,24 +1,18 @@
 """What a run is made of, and what of it may differ when the run goes on."""
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.environment import git_state, versions
-from sarlang_sft.errors import InputError
+from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.records import file_hash, image_root_of, open_split
 from sarlang_sft.tuning import TuningArguments
 
 Facts = dict[str, Any]
-SAMPLED = 1 << 20  # bytes at the start, middle and end of a weight file that stand for all of it
 
 NOTHING = "changes nothing that is learned"
 ROUNDING = "the result is equal up to rounding"
@@ -52,10 +46,6 @@ MEANS = {
     "image_root": SAME_IMAGES,
 }
 DATA_FILES = ("manifest.json", "train.parquet", "val.parquet")
-MODEL_FILES = re.compile(
-    r"(.*config|tokenizer.*|vocab|merges|special_tokens_map|added_tokens|chat_template|.*\.index)\.(json|jinja|txt)"
-    r"|.*\.model"
-)
 LEARNS_FROM_SCORES = ("reduce_lr_on_plateau", "greedy")  # kinds of lr_scheduler_type
 FREE_GROUPS = ("logging_", "log_", "eval_", "val_", "save_", "hub_", "trackio_", "tiny_", "sample_")
 
@@ -117,35 +107,6 @@ def collect_facts(
 def rows_per_step(training: TrainArguments) -> int:
     """Rows of one step of the optimiser over all ranks."""
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-
-
-def base_fingerprint(model_name_or_path: str) -> str:
-    """Tells a model from any other: the commit of one on the hub, or a SHA-256 over the files of a folder.
-
-    Of weight files it takes size, header and samples, so that 72 billion parameters are told apart in a moment.
-
-    Raises:
-        InputError: A model on the hub cannot be looked up.
-    """
-    folder = Path(model_name_or_path)
-    if not folder.is_dir():
-        try:
-            snapshot = snapshot_download(model_name_or_path, allow_patterns=["config.json"])
-        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-            raise InputError(f"model {model_name_or_path}: cannot be looked up ({error})") from error
-        return f"{model_name_or_path}@{Path(snapshot).name}"
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if MODEL_FILES.fullmatch(path.name):
-            digest.update(f"{path.name}\0{file_hash(path)}\0".encode())
-        elif path.suffix == ".safetensors":
-            size = path.stat().st_size
-            digest.update(f"{path.name}\0{size}\0".encode())
-            with open(path, "rb") as file:
-                for place in (0, size // 2, max(0, size - SAMPLED)):
-                    file.seek(place)
-                    digest.update(file.read(SAMPLED))
-    return digest.hexdigest()
 
 
 def find_differences(was: Facts, now: Facts) -> list[Difference]:

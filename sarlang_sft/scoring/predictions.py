@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.records import read_records
+from sarlang_sft.records import file_hash, read_records
 
 CAPTION_TASK = "description"
 FIELDS = ("id", "label", "predict")
@@ -153,6 +153,28 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object")
     return content
+
+
+def settings_beside(predictions: Path) -> Path:
+    """The file that says what a predictions file is made with."""
+    return predictions.with_suffix(".settings.json")
+
+
+def made_from(predictions: Path, data: Path, split: str, tasks: Sequence[str] = ()) -> dict[str, Any]:
+    """What a score is made from, to be kept with it.
+
+    Returns:
+        `split`; `tasks`, empty for all; SHA-256 of the split's questions and of the predictions; `settings` that
+        eval/generate.py wrote beside the predictions, None where they come from elsewhere.
+    """
+    beside = settings_beside(predictions)
+    return {
+        "split": split,
+        "tasks": list(tasks),
+        "questions": file_hash(data / f"{split}.parquet"),
+        "predictions": file_hash(predictions),
+        "settings": read_json(beside) if beside.is_file() else None,
+    }
 
 
 def write_result(out: Path, result: dict[str, Any]) -> None:
