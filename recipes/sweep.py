@@ -1,7 +1,7 @@
 """Search the options of a recipe: trials by grid, at random or by Bayesian optimisation, the worst stopped early.
 
     python recipes/sweep.py --sweep recipes/sweeps/demo.yaml                       # on a CPU, after `make demo`
-    python recipes/sweep.py --sweep recipes/sweeps/qwen_lora.yaml --parallel 4     # 8 GPUs: 4 trials at once, 2 GPUs each
+    python recipes/sweep.py --sweep recipes/sweeps/qwen_lora.yaml --parallel 4     # of 8 GPUs each takes 2
     python recipes/sweep.py --sweep recipes/sweeps/qwen_lora.yaml --backend wandb  # W&B's server and agents instead
 
 The file is an ordinary W&B sweep file. Killed at any moment and started again with the same command, the sweep repeats

@@ -86,14 +86,14 @@ def kinds(hint: Any) -> set[Any]:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value can fill a field; text passes, since argparse reads it (`1e-4` is text to YAML)."""
-    kinds = kinds(hint)
+    wanted = kinds(hint)
     if value is None or isinstance(value, list | dict):
-        return type(value) in kinds
+        return type(value) in wanted
     if isinstance(value, bool):
-        return bool(kinds & {bool, str})
+        return bool(wanted & {bool, str})
     if isinstance(value, float):
-        return bool(kinds & {float, str})
-    return bool(kinds - {list, dict, NoneType})
+        return bool(wanted & {float, str})
+    return bool(wanted - {list, dict, NoneType})
 
 
 def type_name(hint: Any) -> str:

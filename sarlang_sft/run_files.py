@@ -1,4 +1,4 @@
-"""The small files of an output folder that other programs may read while it trains: its state, its lock, its scores."""
+"""The small files of an output folder that others may read while it trains: its state, its lock, its scores."""
 
 import fcntl
 import json

@@ -8,10 +8,9 @@ from typing import Any
 
 import jsonschema
 import yaml
-from sweeps.config import schema_violations_from_proposed_config
-from sweeps.params import HyperParameter, HyperParameterSet
 
 from sarlang_sft.errors import InputError
+from sarlang_sft.wandb_search import HyperParameter, HyperParameterSet, find_violations
 
 # What of https://docs.wandb.ai/models/sweeps/sweep-config-keys is taken, beside which W&B has keys of its launch jobs.
 KEYS = (
@@ -89,7 +88,7 @@ def read_sweep(path: Path) -> Sweep:
     content = _mapping(path, text)
     try:
         _check(content)
-        violations = schema_violations_from_proposed_config({k: v for k, v in content.items() if k != "run_cap"})
+        violations = find_violations({k: v for k, v in content.items() if k != "run_cap"})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (jsonschema.ValidationError, AssertionError, TypeError, ValueError) as error:

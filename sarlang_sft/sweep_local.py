@@ -167,7 +167,8 @@ def run_local(
                         break
                     if wait_until_free(folders / trial.id, request):
                         trials.set_running(trial)
-                        process = TrialProcess(sweep.program, trial.params, folders / trial.id, slots[place], variables(trial))
+                        folder, slot = folders / trial.id, slots[place]
+                        process = TrialProcess(sweep.program, trial.params, folder, slot, variables(trial))
                         running[place] = trial, process
                         follower.say(trial, "started")
                 if not running:
@@ -204,6 +205,6 @@ def wait_until_free(folder: Path, request: Request) -> bool:
         if request.reason:
             return False
         if time.monotonic() > end:
-            raise InputError(f"{folder}: {holder} trains there still after {PATIENCE} seconds; end it, and start again")
+            raise InputError(f"{folder}: {holder} trains there still after {PATIENCE} s; end it, and start again")
         time.sleep(EVERY)
     return True

@@ -5,14 +5,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from sweeps.params import HyperParameter
-
 from sarlang_sft.arguments import ANSWERED, DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.configuration import check_config_file, kinds, type_name
 from sarlang_sft.errors import InputError
 from sarlang_sft.sweep_files import FIXED, Sweep, nearest
 from sarlang_sft.sweep_search import plain
 from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.wandb_search import HyperParameter
 
 ARGUMENTS = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
 OWN = ("output_dir", "resume", "resume_from_checkpoint", "run_name")  # which the sweep chooses

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sweeps import RunState, SweepRun, next_run, stop_runs
-from sweeps.params import HyperParameter
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.sweep_files import Sweep
 from sarlang_sft.trials import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Trial
+from sarlang_sft.wandb_search import HyperParameter, RunState, SweepRun, next_run, stop_runs
 
 Params = dict[str, Any]
 DIGITS = 4  # of what is drawn from a range

@@ -11,7 +11,6 @@ from pathlib import Path
 import wandb
 import yaml
 from tqdm import tqdm
-from wandb.errors import AuthenticationError
 
 from sarlang_sft.bounded_calls import BoundedCalls
 from sarlang_sft.errors import InputError
@@ -20,7 +19,7 @@ from sarlang_sft.run_files import STOPPED as RUN_STOPPED
 from sarlang_sft.run_files import holder_of, state_of
 from sarlang_sft.sweep_files import Sweep
 from sarlang_sft.sweep_local import BEAT, EVERY, Follower, run_local, stop_on_signals
-from sarlang_sft.trial_processes import LOG, End, Slot, judge, torchrun
+from sarlang_sft.trial_processes import LOG, STOPPED_EXIT, End, Slot, judge, torchrun
 from sarlang_sft.trials import FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Trial, Trials
 
 PROJECT = "sarlang-sft"
@@ -156,7 +155,7 @@ def agent_log(folders: Path, number: int) -> Path:
 
 def watch(follower: Follower, folders: Path, path: str, stopping: bool, seconds: float) -> None:
     """Take over new trials, what they evaluated, and which are over."""
-    trials = follower.trials
+    trials, may_stop = follower.trials, "early_terminate" in follower.sweep.content  # the server
     known = {trial.id for trial in trials.all()}
     for folder in sorted(folders.glob("*/"), key=lambda one: one.stat().st_ctime):
         values = params_file(path, folders, folder.name)
@@ -174,9 +173,8 @@ def watch(follower: Follower, folders: Path, path: str, stopping: bool, seconds:
         trial, state = follower.look(trial, folder), state_of(folder)
         if state == RUN_FINISHED:
             follower.close(trial, folder, End(FINISHED, 0, ""), False)
-        elif state == RUN_STOPPED and not stopping and "early_terminate" in follower.sweep.content:
-            if holder_of(folder) is None:  # the server has asked it to stop
-                follower.close(trial, folder, End(STOPPED_EARLY, 75, ""), False)
+        elif state == RUN_STOPPED and not stopping and may_stop and holder_of(folder) is None:
+            follower.close(trial, folder, End(STOPPED_EARLY, STOPPED_EXIT, ""), False)
 
 
 def close_all(follower: Follower, folders: Path, stopping: bool) -> None:

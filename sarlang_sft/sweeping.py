@@ -96,7 +96,7 @@ def _compare(before: Beginning, now: Beginning, out: Path) -> None:
     if changes:
         raise InputError(f"--out {out}: holds a sweep of other trials ({'; '.join(changes)}); choose another --out")
     if before.text != now.text:
-        print(f"{now.path} has changed since (nothing of what is tried: {', '.join(FREE)} and comments may)", flush=True)
+        print(f"{now.path}: has changed since, in nothing of what is tried ({', '.join(FREE)}, comments)", flush=True)
 
 
 def run_sweep(opened: OpenSweep, slots: list[Slot]) -> bool:

@@ -24,7 +24,7 @@ _LAUNCHER_SIGNAL = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
 
 
 class Slot(NamedTuple):
-    """Where one trial at a time runs: GPUs by their names in CUDA_VISIBLE_DEVICES (none: on the CPU), and its ranks."""
+    """Where one trial at a time runs: GPUs by their names in CUDA_VISIBLE_DEVICES (none: the CPU); so many ranks."""
 
     gpus: tuple[str, ...]
     ranks: int
