@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sarlang_sft.run_files import FINISHED, LOCK, RUN, RUNNING, STOPPED, append_evaluation
 
-options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+words = [word for text in sys.argv[1:] for word in text.split("=")]  # W&B's agents write --name=value
+options = dict(zip(words[::2], words[1::2], strict=True))
 rate, steps = float(options["--learning_rate"]), int(options.get("--max_steps", 6))
 if rate > 1:
     print("error: learning_rate: too high", file=sys.stderr)
