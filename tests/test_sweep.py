@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -475,3 +476,21 @@ def test_wandbs_agents_run_a_sweep_that_is_rejoined_after_a_kill(
     assert [list(trial.evaluations) for trial in (first, second)] == [list(range(1, 21))] * 2
     (begun, gone_on), again = ([int(line.split()[0]) for line in lines] for lines in driver.starts().values())
     assert begun == 0 < gone_on and again == [0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [("online", "no API key; .* --backend local"), ("offline", "set to offline .* --backend local")],
+)
+def test_without_a_key_or_offline_wandb_is_refused_with_the_way_out(
+    mode: str, message: str, own_settings: None, tmp_path: Path
+) -> None:
+    program = (
+        "from sarlang_sft.errors import exit_on_bad_input\n"
+        "from sarlang_sft.sweep_wandb import check_login\n"
+        "with exit_on_bad_input(): check_login()"
+    )
+    environment = {**os.environ, "WANDB_MODE": mode, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", program]
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert ran.returncode == 2 and re.search(message, ran.stderr), ran.stderr
