@@ -81,7 +81,13 @@ class Follower:
         if state == INTERRUPTED and fruitless >= KILLS:
             state, note = FAILED, f"killed {KILLS} times (exit code {code}) before it wrote a checkpoint"
         self.trials.set_over(trial, state, code, note, fruitless)
-        said = note.splitlines()[-1] if note else "" if score is None else f"{self.sweep.metric} {score:.4g}"
+        said = (
+            trial._replace(note=note).reason
+            if state == FAILED
+            else ""
+            if score is None
+            else f"{self.sweep.metric} {score:.4g}"
+        )
         self.say(trial, f"{state}{', ' if said else ''}{said}")
         self.show()
 
@@ -101,7 +107,7 @@ class Follower:
         if len(first) == FIRST and all(trial.state == FAILED for trial in first):
             raise InputError(
                 f"the first {FIRST} trials failed, the last one with exit code {first[-1].exit_code}: "
-                f"{first[-1].note.splitlines()[-1]}; when that is mended, start again with --retry_failed"
+                f"{first[-1].reason}; when that is mended, start again with --retry_failed"
             )
 
 

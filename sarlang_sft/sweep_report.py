@@ -10,7 +10,7 @@ import yaml
 
 from sarlang_sft.sweep_files import Sweep
 from sarlang_sft.sweep_picture import draw
-from sarlang_sft.trials import Beginning, Trial, Trials
+from sarlang_sft.trials import FAILED, Beginning, Trial, Trials
 from sarlang_sft.whole_output import whole_file
 
 TABLE, PICTURE, BEST = "sweep.md", "sweep.png", "best.yaml"
@@ -41,7 +41,7 @@ def write_report(trials: Trials, out: Path) -> Trial | None:
     sweep = stored_sweep(beginning)
     ranked = rank(sweep, trials.all())
     rows = [row_of(sweep, trial) for trial in ranked]
-    texts = {TABLE: as_markdown(sweep, rows), "sweep.csv": as_csv(rows)}
+    texts = {TABLE: as_markdown(sweep, rows, ranked), "sweep.csv": as_csv(rows)}
     scored = [trial for trial in ranked if trial.history(sweep.metric)]
     if scored:
         texts[BEST] = best_options(sweep, scored[0], trials.store)
@@ -69,13 +69,17 @@ def row_of(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     }
 
 
-def as_markdown(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
-    """The table for people."""
+def as_markdown(sweep: Sweep, rows: list[dict[str, Any]], trials: Sequence[Trial]) -> str:
+    """The table for people, and why trials failed."""
     names = [name for name in rows[0] if name != "exit_code"] if rows else []
     lines = [f"# Sweep {sweep.content.get('name', sweep.path.stem)}", "", f"{len(rows)} trials, the best first.", ""]
     if rows:
         lines += ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
         lines += ["| " + " | ".join(say(row[name]) for name in names) + " |" for row in rows]
+    failed = [trial for trial in trials if trial.state == FAILED]
+    if failed:
+        lines += ["", "Failed:", ""]
+        lines += [f"- {one.id} (exit code {one.exit_code}): `{one.reason}`" for one in failed]
     return "\n".join(lines) + "\n"
 
 

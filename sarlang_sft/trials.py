@@ -52,6 +52,11 @@ class Trial(NamedTuple):
     fruitless: int
     evaluations: Evaluations
 
+    @property
+    def reason(self) -> str:
+        """The last line of the note, where a traceback has its point."""
+        return self.note.splitlines()[-1].strip() if self.note else "nothing was printed"
+
     def history(self, metric: str) -> dict[int, float]:
         """The metric by its step."""
         return {step: metrics[metric] for step, metrics in self.evaluations.items() if metric in metrics}

@@ -382,6 +382,7 @@ def test_the_report_is_written_from_the_store_alone(tmp_path: Path) -> None:
     assert [row["trial"] for row in others] == ["004", "001", "003"] and others[-1]["eval_accuracy"] == ""
     table = (tmp_path / "sweep.md").read_text()
     assert "| 002 | 0.6 | 20 | 0.01 | 4 | finished | 20 | 0 |" in table and "a name" in table
+    assert "- 003 (exit code 2): `why`" in table
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 100
     options = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
@@ -480,7 +481,7 @@ def test_wandbs_agents_run_a_sweep_that_is_rejoined_after_a_kill(
 
 @pytest.mark.parametrize(
     ("mode", "message"),
-    [("online", "no API key; .* --backend local"), ("offline", "set to offline .* --backend local")],
+    [("online", "no API key; .*--backend local"), ("offline", "set to offline .*--backend local")],
 )
 def test_without_a_key_or_offline_wandb_is_refused_with_the_way_out(
     mode: str, message: str, own_settings: None, tmp_path: Path

@@ -110,8 +110,9 @@ def test_an_eight_trial_sweep_killed_twice_has_eight_distinct_trials_and_is_know
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_settings")
 def test_both_ranks_of_a_trial_are_one_run_under_the_id_that_wandbs_agent_gave(
-    own_settings: None, sweep: Path, monkeypatch: pytest.MonkeyPatch
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = sweep.parent / "out"
     words = ["--sweep", sweep, "--out", out, "--backend", "wandb", "--nproc_per_node", "2"]
