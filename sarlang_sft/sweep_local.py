@@ -81,14 +81,10 @@ class Follower:
         if state == INTERRUPTED and fruitless >= KILLS:
             state, note = FAILED, f"killed {KILLS} times (exit code {code}) before it wrote a checkpoint"
         self.trials.set_over(trial, state, code, note, fruitless)
-        said = (
-            trial._replace(note=note).reason
-            if state == FAILED
-            else ""
-            if score is None
-            else f"{self.sweep.metric} {score:.4g}"
-        )
-        self.say(trial, f"{state}{', ' if said else ''}{said}")
+        details = [] if score is None else [f"{self.sweep.metric} {score:.4g}"]
+        if state == FAILED:
+            details = [trial._replace(note=note).reason]
+        self.say(trial, ", ".join([state, *details]))
         self.show()
 
     def show(self) -> None:

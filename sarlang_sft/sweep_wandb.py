@@ -97,7 +97,11 @@ def environment_of(path: str, folders: Path, trial: Trial | None) -> dict[str, s
     *owner, sweep_id = path.split("/")
     names = dict(zip(("WANDB_PROJECT", "WANDB_ENTITY"), reversed(owner), strict=False))
     python = str(Path(sys.executable).parent)
-    common = {**names, "WANDB_DIR": str(folders.parent), "PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
+    common = {
+        **names,
+        "WANDB_DIR": str(folders.parent.absolute()),
+        "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
+    }
     if trial is None:
         return common
     ids = {"WANDB_SWEEP_ID": sweep_id, "WANDB_RUN_ID": trial.id}
