@@ -16,19 +16,21 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, make_trainer
 from PIL import Image
+from tqdm import tqdm
 from wandb_server import wandb_server
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError
-from sarlang_sft.run_files import append_evaluation, holder_of, read_evaluations
+from sarlang_sft.run_files import append_evaluation, holder_of, read_evaluations, state_of
 from sarlang_sft.sweep_files import Sweep, read_sweep
+from sarlang_sft.sweep_local import Follower
 from sarlang_sft.sweep_options import check_options
 from sarlang_sft.sweep_search import find_hopeless, propose
 from sarlang_sft.sweeping import open_sweep, report_sweep
-from sarlang_sft.trial_processes import Slot, judge, split_gpus
+from sarlang_sft.trial_processes import End, Slot, judge, split_gpus
 from sarlang_sft.trials import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Beginning, Trials
 from sarlang_sft.tuning import TuningArguments
 
@@ -341,6 +343,7 @@ def test_a_sweep_that_is_asked_to_stop_leaves_checkpoints_and_code_75(tmp_path: 
     assert {one[1] for lines in starts for one in lines} == {"3", "5"}
 
 
+@pytest.mark.slow
 def test_trials_that_are_behind_are_stopped_early_and_not_gone_on_with(tmp_path: Path) -> None:
     hyperband = {"method": "grid", "early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 3}}
     values = {"learning_rate": {"values": [0.9, 0.1]}, "lora_r": {"value": 4}, "max_steps": {"value": 25}}
@@ -354,11 +357,47 @@ def test_trials_that_are_behind_are_stopped_early_and_not_gone_on_with(tmp_path:
 
 
 def test_a_sweep_gives_up_when_its_first_trials_fail_and_says_why(tmp_path: Path) -> None:
-    values = {"learning_rate": {"values": [2.0, 3.0, 4.0, 0.1]}, "lora_r": {"value": 4}}
-    driver = Driver(write(tmp_path / "sweep.yaml", {"method": "grid", "run_cap": 4}, values), tmp_path / "out")
-    output = driver.finish(code=2)
-    assert "the first 3 trials failed, the last one with exit code 2: error: learning_rate: too high" in output
-    assert [(trial.state, trial.exit_code) for trial in driver.all()] == [(FAILED, 2)] * 3
+    sweep = sweep_of(tmp_path)
+    trials = store_of(sweep, tmp_path)
+    follower = Follower(sweep, trials, tqdm(disable=True))
+    for number in range(3):
+        follower.check_first()
+        trial = trials.add({"learning_rate": 0.1 * number, "lora_r": 4})
+        follower.close(trial, tmp_path / "trials" / trial.id, End(FAILED, 2, "a line\nerror: no data"), False)
+    with pytest.raises(
+        InputError, match=r"first 3 trials failed, the last one with exit code 2: error: no data; .*again"
+    ):
+        follower.check_first()
+    trials.retry_failed()
+    follower.check_first()
+    assert [trial.state for trial in trials.all()] == [INTERRUPTED] * 3
+
+
+def test_a_trial_without_its_metric_or_that_is_killed_again_and_again_has_failed(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path)
+    trials = store_of(sweep, tmp_path)
+    follower, folder = Follower(sweep, trials, tqdm(disable=True)), tmp_path / "trials/001"
+    trials.add({"learning_rate": 0.1, "lora_r": 4})
+    for in_vain in (True, True, False, True, True):
+        follower.close(trials.all()[0], folder, End(INTERRUPTED, -9, ""), in_vain)
+        assert trials.all()[0].state == INTERRUPTED
+    follower.close(trials.all()[0], folder, End(INTERRUPTED, -9, ""), True)
+    assert trials.all()[0].state == FAILED and "killed 3 times (exit code -9)" in trials.all()[0].note
+    folder.mkdir(parents=True)
+    append_evaluation(folder, 2, {"eval_loss": 0.5})
+    follower.close(trials.all()[0], folder, End(FINISHED, 0, ""), False)
+    assert trials.all()[0].state == FAILED and "finished without eval_accuracy" in trials.all()[0].reason
+
+
+def test_a_training_keeps_what_its_evaluations_gave(tiny: Path, data: Path, tmp_path: Path) -> None:
+    options = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}
+    trainer, _ = make_trainer(tiny, data, tmp_path, TuningArguments(), **options)
+    trainer.train()
+    losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
+    assert list(losses) == [0, 2, 4]
+    kept = read_evaluations(tmp_path)
+    assert {step: metrics["eval_loss"] for step, metrics in kept.items()} == {2: losses[2], 4: losses[4]}
+    assert state_of(tmp_path) == "running" and holder_of(tmp_path / "nothing") is None
 
 
 def scored(tmp_path: Path) -> Trials:

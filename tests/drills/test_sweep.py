@@ -49,6 +49,7 @@ def resumed(out: Path) -> list[str]:
     return [log.parent.name for log in sorted(out.glob("trials/*/trial.log")) if "Resuming from" in log.read_text()]
 
 
+@pytest.mark.slow
 def test_a_trial_whose_rank_was_killed_goes_on_and_none_is_repeated(sweep: Path) -> None:
     content = yaml.safe_load(sweep.read_text())
     sweep.write_text(yaml.safe_dump({**content, "run_cap": 3}))
