@@ -29,6 +29,7 @@ FIXED = (
     ("enable_jit_checkpoint", False, "SIGTERM and SIGINT write a checkpoint anyway"),
     ("push_to_hub", False, "it would upload the folder before the result is in its place; use `hf upload` afterwards"),
 )
+ANSWERED = ("accuracy", *(f"accuracy_{task}" for task in TASKS if task != CAPTION_TASK), "cider")  # by val_questions
 CHECKPOINTED = ("both", "vision_tower", "language_model")
 
 
@@ -239,10 +240,9 @@ class TrainArguments(SFTConfig):
             if self.eval_strategy == "no" and vars(self)[name]:
                 raise InputError(f"{name} {vars(self)[name]}: nothing is evaluated; set --eval_strategy steps")
         metric = self.metric_for_best_model or "loss"
-        answered = ["accuracy", *(f"accuracy_{task}" for task in TASKS if task != CAPTION_TASK), "cider"]
-        if metric.removeprefix("eval_") not in ("loss", *answered):
-            raise InputError(f"metric_for_best_model {metric}: choose one of loss, {', '.join(answered)}, all of val")
-        if metric.removeprefix("eval_") in answered and not self.val_questions:
+        if metric.removeprefix("eval_") not in ("loss", *ANSWERED):
+            raise InputError(f"metric_for_best_model {metric}: choose one of loss, {', '.join(ANSWERED)}, all of val")
+        if metric.removeprefix("eval_") in ANSWERED and not self.val_questions:
             raise InputError(f"metric_for_best_model {metric}: needs answers; set --val_questions 200, for example")
         if (
             self.metric_for_best_model

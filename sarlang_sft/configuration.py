@@ -73,28 +73,28 @@ def check_config_file(path: Path, dataclass_types: list[type]) -> None:
             hint = f"did you mean `{close[0]}`?" if close else "see --help for the options"
             raise InputError(f"{path}: unknown option `{key}`; {hint}")
         may_be_list = key in ALSO_LISTS and isinstance(value, list)
-        if not may_be_list and not _fits(value, known[key]):
-            raise InputError(f"{path}: `{key}: {value}` is not of the type {_type_name(known[key])}")
+        if not may_be_list and not fits(value, known[key]):
+            raise InputError(f"{path}: `{key}: {value}` is not of the type {type_name(known[key])}")
 
 
-def _kinds(hint: Any) -> set[Any]:
+def kinds(hint: Any) -> set[Any]:
     """The plain types in a type hint: `list[str] | None` gives list and NoneType."""
     if get_origin(hint) in (Union, UnionType):
-        return {kind for part in get_args(hint) for kind in _kinds(part)}
+        return {kind for part in get_args(hint) for kind in kinds(part)}
     return {get_origin(hint) or hint}
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value can fill a field; text passes, since argparse reads it (`1e-4` is text to YAML)."""
-    kinds = _kinds(hint)
+    wanted = kinds(hint)
     if value is None or isinstance(value, list | dict):
-        return type(value) in kinds
+        return type(value) in wanted
     if isinstance(value, bool):
-        return bool(kinds & {bool, str})
+        return bool(wanted & {bool, str})
     if isinstance(value, float):
-        return bool(kinds & {float, str})
-    return bool(kinds - {list, dict, NoneType})
+        return bool(wanted & {float, str})
+    return bool(wanted - {list, dict, NoneType})
 
 
-def _type_name(hint: Any) -> str:
-    return " or ".join(sorted("nothing" if kind is NoneType else kind.__name__ for kind in _kinds(hint)))
+def type_name(hint: Any) -> str:
+    return " or ".join(sorted("nothing" if kind is NoneType else kind.__name__ for kind in kinds(hint)))

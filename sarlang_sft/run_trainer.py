@@ -24,6 +24,7 @@ from sarlang_sft.interruption import EvaluationInterrupted, Interruption, leave_
 from sarlang_sft.loading import bring_back
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.progress import Progress, load_progress, save_progress
+from sarlang_sft.run_files import append_evaluation
 from sarlang_sft.runs import Run
 from sarlang_sft.supervision import first_tokens
 from sarlang_sft.tracking import WandbTracker
@@ -245,7 +246,8 @@ class RunTrainer(DialogueTrainer):
         """`eval_loss`, the mean over all supervised tokens (or answers) of the split `val`; scores of its questions.
 
         Neither depends on batches, packing and ranks, and training goes on as if nothing had been evaluated. The
-        answers go to `val_answers/step-<step>.jsonl` in the output folder. With DeepSpeed, training must have begun.
+        answers go to `val_answers/step-<step>.jsonl` in the output folder, the metrics to `evaluations.jsonl`. With
+        DeepSpeed, training must have begun.
 
         Args:
             eval_dataset: Rows for the loss instead of those of `val`.
@@ -260,6 +262,8 @@ class RunTrainer(DialogueTrainer):
         batches = len(share_out(len(rows), 0, self.args.world_size, self.args.per_device_eval_batch_size))
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(rows), num_steps=batches)
         self.log(metrics)
+        if self.is_world_process_zero():
+            append_evaluation(Path(self.args.output_dir), self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

@@ -27,10 +27,10 @@ from sarlang_sft.errors import BAD_INPUT, InputError
 from sarlang_sft.interruption import ignore_signals, leave_at_once
 from sarlang_sft.ranks import Ranks
 from sarlang_sft.run_facts import SCHEDULE, Difference, Facts, collect_facts, find_differences
+from sarlang_sft.run_files import FINISHED, LOCK, RUN, RUNNING, STOPPED
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.whole_output import whole_file
 
-RUN, LOCK = "run.json", ".lock"
 FACTS = {
     "options",
     "base",
@@ -41,7 +41,6 @@ FACTS = {
     "versions",
     "run_id",
 }  # that are compared
-RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
 Value = TypeVar("Value")
 
 
@@ -176,7 +175,7 @@ def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
         print(f"Resuming from {checkpoint}", *differences, sep="\n  ", flush=True)
     elif earlier and any(difference.means is None for difference in find_differences(earlier["facts"], facts)):
         run_id = None  # it left nothing behind, and this is another one
-    run_id = run_id or secrets.token_hex(4)
+    run_id = run_id or _given_id() or secrets.token_hex(4)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = held or _lock(out, create=True)
@@ -190,6 +189,11 @@ def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
     except OSError as error:
         raise InputError(f"output_dir {out}: cannot be written ({error})") from error
     return Entry(run_id, checkpoint, earlier.get("state") == RUNNING, lock)
+
+
+def _given_id() -> str | None:
+    """The id that an agent of a W&B sweep has given this run."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def _is_fork(resume: str, out: Path) -> bool:

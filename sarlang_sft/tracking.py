@@ -114,6 +114,8 @@ class WandbTracker(TrainerCallback):
 
     def _choose_settings(self) -> None:
         """wandb's settings, ours where the user has none; offline where it would ask for a key on the terminal."""
+        if os.environ.get("WANDB_SWEEP_ID"):  # then wandb takes the id from there alone
+            os.environ["WANDB_RUN_ID"] = self.run_id
         # Pictures of tables wait for their upload there; wandb's default is the home folder of this machine.
         os.environ.setdefault("WANDB_DATA_DIR", str(Path(os.environ.get("WANDB_DIR", self.folder), "wandb")))
         # Reports of wandb about itself: at the end of the process they wait for a network that is not there.

@@ -49,8 +49,9 @@ from sarlang_sft.packing import (
 )
 from sarlang_sft.quantisation import quantisation
 from sarlang_sft.records import read_dialogue_table, write_data_folder
+from sarlang_sft.run_files import FINISHED, STOPPED
 from sarlang_sft.run_trainer import RunTrainer
-from sarlang_sft.runs import FINISHED, STOPPED, Run
+from sarlang_sft.runs import Run
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
 from sarlang_sft.tracking import add_tracker

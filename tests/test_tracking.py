@@ -470,3 +470,12 @@ def test_after_a_kill_the_lines_since_the_checkpoint_before_are_logged_again(tmp
     first, second = read_attempts(tmp_path / "wandb")
     assert [logged_steps(attempt.history) for attempt in (first, second)] == [[1, 2], [6, 8]]
     assert second.history[0]["train/loss"] == 1 / 6 and "train/step" not in second.history[0]
+
+
+def test_in_a_sweep_of_wandb_the_id_of_the_folder_holds(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "other")
+    track(tmp_path, range(1, 3))
+    assert list(server.runs) == ["id0"] and logged_steps(server.history("id0")) == [1, 2]

@@ -1,12 +1,15 @@
-"""A W&B server on 127.0.0.1, as far as a run of metrics needs one: it keeps what clients send, and can fall silent."""
+"""A W&B server on 127.0.0.1, as far as runs of metrics and sweeps need one: it keeps what it gets, can fall silent."""
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
+
+import yaml
 
 HISTORY = "wandb-history.jsonl"
 ENTITY = {"id": "e", "name": "me"}
@@ -14,7 +17,14 @@ VIEWER = {"id": "u", "entity": "me", "username": "me", "email": "me@example.org"
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Keeps `runs`: per id a dict of `config` and of the lines of every streamed file."""
+    """Keeps `runs`: per id a dict of `config` and of the lines of every streamed file; and a sweep.
+
+    Attributes:
+        sweep: What was asked for.
+        planned: Values of the runs that agents are still to be given, one at a time each.
+        handed: Ids of those that they were.
+        stops: Ids of runs that are to be stopped.
+    """
 
     daemon_threads = True
 
@@ -23,6 +33,10 @@ class WandbServer(ThreadingHTTPServer):
         self.runs: dict[str, dict[str, Any]] = {}
         self.silent, self.over = Event(), Event()
         self.refused: set[str] = set()
+        self.sweep: dict[str, Any] = {}
+        self.planned: list[dict[str, Any]] = []
+        self.handed: list[str] = []
+        self.stops: set[str] = set()
 
     def environment(self) -> dict[str, str]:
         """What makes wandb talk to this server."""
@@ -61,7 +75,29 @@ class WandbServer(ThreadingHTTPServer):
             run["config"] = variables["config"] or run["config"]
             bucket = {"id": name, "name": name, "displayName": variables["displayName"], "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if operation == "UpsertSweep":
+            self.sweep = yaml.safe_load(variables["config"])
+            project = {"id": "p", "name": variables["projectName"], "entity": ENTITY}
+            return {"upsertSweep": {"sweep": {"name": "s1", "project": project}, "configValidationWarnings": []}}
+        if operation == "SweepWithRuns":
+            sweep = {"id": "s", "name": "s1", "state": "RUNNING", "config": yaml.safe_dump(self.sweep)}
+            return {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "a"}}}
+        if operation == "Heartbeat":
+            commands = self.commands(json.loads(variables["runState"]))
+            return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(commands)}}
         return {}
+
+    def commands(self, running: dict[str, bool]) -> list[dict[str, Any]]:
+        """What an agent is to do, one of whose runs may be under way."""
+        if running:
+            return [{"type": "stop", "run_id": run} for run in running if run in self.stops]
+        if not self.planned:
+            return [{"type": "exit"}]
+        self.handed.append(f"run{len(self.handed)}")
+        args = {name: {"value": value} for name, value in self.planned.pop(0).items()}
+        return [{"type": "run", "run_id": self.handed[-1], "program": self.sweep["program"], "args": args}]
 
     def stream(self, run_id: str, files: dict[str, dict[str, Any]]) -> None:
         """Lines of files, from an offset on."""
@@ -86,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             body = gzip.decompress(body)
         if self.path == "/graphql":
             request = json.loads(body)
-            operation, data = request["operationName"], {}
+            operation, data = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1], {}
             if operation not in self.server.refused:
                 data = self.server.answer(operation, request.get("variables") or {})
             self.reply({"data": data} if data else {"errors": [{"message": f"{operation} is refused"}]})
