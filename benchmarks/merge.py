@@ -3,9 +3,9 @@
     python benchmarks/merge.py --size_gb 14 --work /scratch --out benchmarks/results/cpu_merge.json
 
 The base has the published widths of Qwen2.5-VL-7B in bfloat16, random weights, files of up to 5 GB, and as many layers
-as the size asks for; the adapter has rank 16 on every linear layer of the language model. Copy and merge begin with the
-base's files dropped from the page cache. Merging is the whole program with --no_logits_check, from its start to its
-end. Sampled layers are compared with what PEFT's merge_and_unload makes of them, all others with the base.
+as the size asks for; the adapter has rank 16 on every linear layer of the language model. Copy and merge begin with
+the base's files dropped from the page cache. Merging is the whole program with --no_logits_check, from its start to
+its end. Sampled layers are compared with what PEFT's merge_and_unload makes of them, all others with the base.
 Needs twice the size on the disk; everything is removed at the end.
 """
 

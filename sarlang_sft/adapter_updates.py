@@ -109,6 +109,8 @@ def _stored(adapter: Path, said: str) -> dict[str, Stored]:
             stored, _ = read_header(path)
     except SafetensorError as error:
         raise InputError(f"{said}: {WEIGHTS} is no whole safetensors file: {error}") from error
+    # Where the head or the embedding is adapted, PEFT saves a copy of the base's weight too.
+    stored = {name: tensor for name, tensor in stored.items() if ".base_layer." not in name}
     if wrong := [name for name, tensor in stored.items() if tensor.kind not in FLOATS]:
         raise InputError(f"{said}: {wrong[0]} is of the type {stored[wrong[0]].kind}, which no adapter is kept in")
     return stored
@@ -135,7 +137,8 @@ def _with_empty_adapter(adapter: Path, said: str, skeleton: PreTrainedModel, sto
         model = PeftModel(skeleton, read_config(adapter, said), low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{said}: does not fit the model: {error}") from error
-    wanted = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {name: tensor.shape for name, tensor in state.items()}
     strange, missing = stored.keys() - wanted.keys(), wanted.keys() - stored.keys()
     if strange or missing:
         raise InputError(
