@@ -48,6 +48,13 @@ def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
         return BACKBONE.model_class(config)
 
 
+def with_layers(config: PretrainedConfig, count: int) -> PreTrainedModel:
+    """The model with so many layers in its language model; the configuration says so from then on."""
+    config.text_config.num_hidden_layers = count
+    config.text_config.layer_types = ["full_attention"] * count
+    return skeleton_of(config)
+
+
 def bytes_of(model: PreTrainedModel) -> int:
     """In bfloat16, without tied tensors."""
     return 2 * sum(parameter.numel() for parameter in model.parameters())
@@ -59,13 +66,8 @@ def write_base(shape: str, size: float, out: Path) -> None:
     processor = setting.make_processor(shape, ["Where are the ships?", "user\n", "assistant\n"], None)
     config = setting.make_config(shape, processor)
     config.dtype = torch.bfloat16
-    layers = {}
-    for count in (1, 2):
-        config.text_config.num_hidden_layers = count
-        config.text_config.layer_types = None
-        layers[count] = bytes_of(skeleton_of(config))
-    config.text_config.num_hidden_layers = max(1, 1 + round((size - layers[1]) / (layers[2] - layers[1])))
-    model = skeleton_of(config)
+    one, two = (bytes_of(with_layers(config, count)) for count in (1, 2))
+    model = with_layers(config, max(1, 1 + round((size - one) / (two - one))))
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     released = revert_weight_conversion(model, state)

@@ -1,7 +1,7 @@
 """Merge an adapter, or several with weights, into their base model for release.
 
     python recipes/merge_adapter.py --base Qwen/Qwen2.5-VL-7B-Instruct --adapter runs/qwen --out runs/qwen_merged
-    python recipes/merge_adapter.py --base Qwen/Qwen2.5-VL-7B-Instruct --adapter runs/a runs/b --weights 0.5 0.5 \
+    python recipes/merge_adapter.py --base Qwen/Qwen2.5-VL-7B-Instruct --adapter runs/a runs/b --weights 0.5 0.5 \\
         --combine ties --out runs/both
 
 The weights are written tensor by tensor, so that a 72B merges in the memory of its largest tensor. Finishes only if
@@ -31,15 +31,15 @@ class MergeArguments:
     density: float | None = field(
         default=None, metadata={"help": f"Part of the values that ties and dare keep; default: {DENSITY}."}
     )
-    logits_check: bool = field(
-        default=True, metadata={"help": "Compare logits; --no_logits_check for a model that does not fit in memory."}
+    no_logits_check: bool = field(
+        default=False, metadata={"help": "Load no model and compare no logits: for one that does not fit in memory."}
     )
 
 
 def main() -> None:
     (args,) = parse_arguments([MergeArguments], __doc__)
     blend = Blend(args.adapter, args.weights, args.combine, args.density)
-    report = merge_adapters(args.base, blend, Path(args.out), args.dtype, args.logits_check)
+    report = merge_adapters(args.base, blend, Path(args.out), args.dtype, not args.no_logits_check)
     print(describe(report))
     print(f"Merged model: {args.out}")
 

@@ -84,8 +84,8 @@ def check_same_base(adapter: str, facts: Facts, base: Base) -> None:
     if not facts or ("@" in facts["base"]) != ("@" in base.fingerprint):
         return
     if facts["base"] != base.fingerprint:
+        recorded, here = (one if "@" in one else one[:12] for one in (facts["base"], base.fingerprint))
         raise InputError(
             f"--adapter {adapter}: was trained on another base ({facts['options'].get('model_name_or_path')}, "
-            f"fingerprint {facts['base'][-60:]}) than --base {base.name} ({base.fingerprint[-60:]}); give the one it "
-            "was trained on"
+            f"fingerprint {recorded}) than --base {base.name} ({here}); give the one it was trained on"
         )

@@ -29,7 +29,7 @@ CHECKED = (
     "processor",
     "generation config",
 )
-WITH_LOGITS = ("loads from its folder alone", "logits as base + adapter")
+WITH_LOGITS = ("the model loads from its folder alone", "logits as base + adapter")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # by the names that options have
-BLOCK = 1 << 22  # elements that are in memory at a time
+BLOCK = 1 << 20  # elements that are in memory at a time: larger ones leave the caches and are slower
 COPIED = 1 << 24  # bytes likewise, of what is copied as it is
 
 

@@ -318,6 +318,17 @@ def test_a_quantised_base_of_the_hub_and_a_full_disk_are_refused_before_anything
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("tuning", [{"projector": "full"}, {"use_dora": True}])
+def test_an_untrained_adapter_is_refused_without_a_look_at_logits(
+    tuning: dict[str, object], tiny: Path, tmp_path: Path
+) -> None:
+    tuned = with_adapters(QWEN.model_class.from_pretrained(tiny), QWEN, TuningArguments(**tuning))
+    save_adapter(tuned, tiny, QWEN, tmp_path / "adapter")
+    record()(tiny, tmp_path / "adapter")  # the same base: that is not what is wrong
+    with pytest.raises(InputError, match="changes no weight, and so changes no logit of the base"):
+        merge_adapter(str(tiny), str(tmp_path / "adapter"), tmp_path / "merged", logits_check=False)
+
+
 def test_where_a_base_was_recorded_otherwise_shapes_decide_and_bits_are_told(tiny: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny, tmp_path / "adapter")
     record(base="org/model@abc", options={"load_in_4bit": True})(tiny, adapter)
@@ -344,7 +355,7 @@ def test_a_killed_merge_leaves_nothing_under_its_name_and_the_next_one_is_whole(
     merge.kill()
     assert merge.wait() == -signal.SIGKILL and not out.exists()
     output = run_script(*words, "--no_logits_check")
-    assert "NOT checked, since no model was loaded: loads from its folder alone" in output and out.is_dir()
+    assert "NOT checked, since no model was loaded: the model loads from its folder alone" in output and out.is_dir()
 
 
 PEAK = """
