@@ -153,11 +153,11 @@ def _check_origin(adapter: str, base: Base) -> int:
 
 def _updates(base: Base, adapter: Path, said: str) -> tuple[dict[str, Update], PreTrainedModel]:
     """What an adapter does to the base's tensors, and the model that this was found with."""
-    skeleton = base.skeleton()
-    places = {name: key for key, name in module_names(base.checkpoint.tensors, skeleton).items()}
+    skeleton, tensors = base.skeleton(), base.checkpoint.tensors
+    places = {name: key for key, name in module_names(tensors, skeleton).items()}
     updates = read_updates(adapter, said, skeleton, places)
     for name in updates:
-        if (kind := base.checkpoint.tensors[name].kind) not in FLOATS:
+        if (kind := tensors[name].kind) not in FLOATS:
             raise InputError(f"--base {base.name}: {name} is stored as {kind}: {NOT_QUANTISED}")
     return updates, skeleton
 
