@@ -22,6 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sarlang_sft.backbones import Backbone, training_template
 from sarlang_sft.errors import InputError
 
+INDEX = "model.safetensors.index.json"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -52,9 +53,9 @@ def build_skeleton(
     return skeleton
 
 
-def _stored_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint."""
-    index = folder / "model.safetensors.index.json"
+def stored_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; raises [`InputError`] if one is missing."""
+    index = folder / INDEX
     names = {"model.safetensors"}
     if index.is_file():
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -67,7 +68,7 @@ def _stored_files(folder: Path) -> list[Path]:
 def stored_shapes(folder: Path) -> dict[str, torch.Size]:
     """Shapes of the tensors in a checkpoint, from the headers of its files."""
     shapes = {}
-    for path in _stored_files(folder):
+    for path in stored_files(folder):
         try:
             with safe_open(path, "pt") as file:
                 shapes |= {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -108,7 +109,7 @@ def bring_back(model: PreTrainedModel, folder: Path) -> None:
     goes on with the weights that the model has.
     """
     _check_fit(folder, model)
-    for path in _stored_files(folder):
+    for path in stored_files(folder):
         stored = load_file(path)
         names = module_names(stored, model)
         model.load_state_dict({names[key]: tensor for key, tensor in stored.items()}, strict=False)

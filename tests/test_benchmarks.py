@@ -72,3 +72,16 @@ def test_refined_lee_is_measured_beside_boxcar_and_no_filter(tmp_path: Path) -> 
             looks, rel=0.15
         )
     assert all(row["plain_loop_over_ours"] > 0 for row in result["time"])
+
+
+def test_a_merge_is_measured_beside_a_copy_and_peft(tmp_path: Path) -> None:
+    out = tmp_path / "merge.json"
+    words = ["--size_gb", 0.1, "--shape", "qwen_cpu", "--work", tmp_path, "--out", out]
+    output = run_script(ROOT / "benchmarks/merge.py", *words)
+    result = json.loads(out.read_text())
+    assert 0.05e9 < result["size_bytes"] < 0.2e9 and result["copy_seconds"] > 0 and "merged in" in output
+    assert 0 < result["peak_bytes"] < result["allowed_bytes"] == int(2e9) + 2 * result["largest_tensor_bytes"]
+    beside = result["beside_peft"]
+    assert beside["untouched_equal"] and beside["furthest_in_steps_of_bfloat16"] <= 1
+    assert beside["values_unequal"] < 1e-3 * beside["values_compared"]
+    assert [path.name for path in tmp_path.iterdir()] == ["merge.json"], "everything else is removed"

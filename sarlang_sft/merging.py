@@ -1,0 +1,163 @@
+"""Adapter updates written into a copy of a checkpoint, tensor by tensor: the model is never built."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from tqdm import tqdm
+
+from sarlang_sft.adapter_updates import Rows, Update
+from sarlang_sft.errors import InputError
+from sarlang_sft.loading import INDEX, stored_files, stored_shapes
+from sarlang_sft.safetensors_stream import (
+    FLOATS,
+    KINDS,
+    Stored,
+    copy_bytes,
+    in_file_order,
+    new_size,
+    read_header,
+    read_rows,
+    row_blocks,
+    write_header,
+    write_rows,
+)
+
+SPARE = 64 << 20  # bytes for what stands beside the weights: tokenizer, configurations
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weight files of a model's folder.
+
+    Attributes:
+        files: Tensors by their names, by file.
+        metadata: Of each file.
+    """
+
+    folder: Path
+    files: dict[Path, dict[str, Stored]]
+    metadata: dict[Path, dict[str, str]]
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        """All tensors by their names."""
+        return {name: tensor for tensors in self.files.values() for name, tensor in tensors.items()}
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The headers of a checkpoint's files; raises [`InputError`] if one is missing, cut off or no safetensors."""
+    stored_shapes(folder)  # refuses what is not whole
+    headers = {path: read_header(path) for path in stored_files(folder)}
+    return Checkpoint(
+        folder,
+        {path: tensors for path, (tensors, _) in headers.items()},
+        {path: metadata for path, (_, metadata) in headers.items()},
+    )
+
+
+def new_kinds(base: Checkpoint, dtype: str) -> dict[str, str]:
+    """The dtype of every merged tensor; `auto` keeps each tensor's own, and integers are always kept."""
+    kinds = {name: stored.kind for name, stored in base.tensors.items()}
+    if dtype == "auto":
+        return kinds
+    wanted = KINDS[dtype]
+    return {name: wanted if kind in FLOATS else kind for name, kind in kinds.items()}
+
+
+def check_disk(base: Checkpoint, kinds: dict[str, str], out: Path) -> None:
+    """Raise [`InputError`] unless the merged files find room where `out` will be."""
+    needed = SPARE + sum(new_size(stored, kinds[name]) for name, stored in base.tensors.items())
+    place = next(parent for parent in out.resolve().parents if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(
+            f"--out {out}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there; make room or write to "
+            "another disk"
+        )
+
+
+def write_merged(base: Checkpoint, updates: dict[str, Update], kinds: dict[str, str], out: Path) -> set[str]:
+    """Write weight files of the base's names, with its tensors in its order.
+
+    Computed in float32 and rounded once; what no adapter changes is copied.
+
+    Args:
+        kinds: See `new_kinds`.
+        out: A folder.
+
+    Returns:
+        The names of the tensors that the updates changed, after rounding.
+    """
+    changed: set[str] = set()
+    total = sum(stored.size for stored in base.tensors.values())
+    with tqdm(total=total, desc="merging", unit="B", unit_scale=True) as progress:
+        for path, tensors in base.files.items():
+            with open(path, "rb") as source, open(out / path.name, "wb") as target:
+                write_header(target, tensors, kinds, base.metadata[path])
+                for name in in_file_order(tensors):
+                    stored, update = tensors[name], updates.get(name)
+                    if update is None and kinds[name] == stored.kind:
+                        copy_bytes(source, stored, target)
+                    elif _write_updated(source, stored, update, FLOATS[kinds[name]], target):
+                        changed.add(name)
+                    progress.update(stored.size)
+    index = base.folder / INDEX
+    if index.is_file():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        if "total_size" in content.get("metadata", {}):
+            sizes = (new_size(stored, kinds[name]) for name, stored in base.tensors.items())
+            content["metadata"]["total_size"] = sum(sizes)
+        (out / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return changed
+
+
+def _write_updated(
+    source: BinaryIO, stored: Stored, update: Update | None, dtype: torch.dtype, target: BinaryIO
+) -> bool:
+    """Append a tensor with its update; whether that changed it."""
+    rows = Rows(update) if update else None
+    changed = False
+    for first, count in row_blocks(stored):
+        before = read_rows(source, stored, first, count)
+        after = before.to(torch.float32, copy=True)
+        after = (rows.apply(after, first) if rows else after).to(dtype)
+        changed = changed or (rows is not None and not torch.equal(after, before.to(dtype)))
+        write_rows(target, after)
+    return changed
+
+
+def check_written(base: Checkpoint, kinds: dict[str, str], changed: set[str], folder: Path) -> None:
+    """Compare what lies on the disk with the base: files, names, shapes, dtypes, and numbers that are numbers.
+
+    Raises:
+        InputError: They differ, or a changed tensor holds a NaN or infinity.
+    """
+    written = read_checkpoint(folder)
+    if [path.name for path in written.files] != [path.name for path in base.files]:
+        raise InputError(f"{folder}: the merged weight files are not those of {base.folder}; nothing was written")
+    for path, tensors in base.files.items():
+        wanted = {name: (kinds[name], stored.shape) for name, stored in tensors.items()}
+        found = {name: (stored.kind, stored.shape) for name, stored in written.files[folder / path.name].items()}
+        if found != wanted:
+            wrong = next(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            raise InputError(f"{path.name}: merged, {wrong} is not what the base has; nothing was written")
+    for path, tensors in written.files.items():
+        with open(path, "rb") as file:
+            for name in changed & tensors.keys():
+                if not _is_finite(file, tensors[name]):
+                    raise InputError(
+                        f"{name}: merged in {tensors[name].kind}, it holds values that are no numbers; nothing was "
+                        "written. The adapter is damaged, or needs --dtype float32"
+                    )
+
+
+def _is_finite(file: BinaryIO, stored: Stored) -> bool:
+    for first, count in row_blocks(stored):
+        low, high = torch.aminmax(read_rows(file, stored, first, count))  # a NaN becomes both
+        if not (low.isfinite() and high.isfinite()):
+            return False
+    return True
