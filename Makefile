@@ -4,6 +4,8 @@ PY := .venv/bin/python
 TORCHRUN := .venv/bin/torchrun --nproc_per_node 2
 OUT := outputs/demo
 export TOKENIZERS_PARALLELISM := false
+# DeepSpeed keeps its CPU kernels in the user's cache, where another checkout would rebuild them while they are in use.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 .PHONY: setup demo test test-all test-browser drills support lint clean
 
