@@ -24,7 +24,6 @@ from sarlang_sft.trials import FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Tr
 
 PROJECT = "sarlang-sft"
 PATIENCE = 60.0  # seconds for an answer of the server
-AGAIN = 3  # times that agents are started for trials that were killed
 OTHERWISE = "or search without a server: --backend local"
 
 
@@ -45,15 +44,14 @@ def run_wandb(sweep: Sweep, trials: Trials, folders: Path, slots: list[Slot]) ->
     path = trials.wandb or create(sweep, trials, folders, slots[0].ranks)
     print(f"W&B: other machines join this sweep by `wandb agent {path}`", flush=True)
     take_over(trials, folders, path)  # from agents that were killed with their sweep
-    for _ in range(AGAIN):
+    while True:
         # W&B never hands out a run again whose process was killed: what is interrupted goes on under its id here.
         if not run_local(sweep, trials, folders, slots, 0, lambda trial: environment_of(path, folders, trial), False):
             return False
         if not run_agents(sweep, trials, folders, slots, path):
             return False
         if all(trial.state != INTERRUPTED for trial in trials.all()):
-            break
-    return True
+            return True
 
 
 def check_login() -> None:
