@@ -25,6 +25,7 @@ FIRST = 3  # trials; if all of them fail, so would the others
 KILLS = 3  # without a checkpoint, in a row, after which a trial counts as failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Variables = Callable[[Trial], dict[str, str]]
+Running = tuple[Trial, TrialProcess]  # by the number of its slot
 
 
 class Request:
@@ -136,41 +137,32 @@ def run_local(
     """
     settle(trials, folders)
     cap = sweep.run_cap
-    running: dict[int, tuple[Trial, TrialProcess]] = {}  # by the number of its slot
+    running: dict[int, Running] = {}
     with (
         stop_on_signals() as request,
         tqdm(desc="trials", unit=" trials", total=None if math.isinf(cap) else cap) as bar,
     ):
         follower = Follower(sweep, trials, bar)
         follower.show()
+        follower.check_first()
+        more = True
         try:
             while True:
-                for place, (trial, process) in list(running.items()):
-                    trial = follower.look(trial, process.folder)
-                    running[place] = trial, process
-                    end = process.ended()
-                    if end or process.since + BEAT < time.monotonic():
-                        trials.add_seconds(trial, process.seconds())
-                    if end:
-                        del running[place]
-                        in_vain = end.state == INTERRUPTED and not process.stopped and not process.wrote_checkpoint()
-                        follower.close(trial, process.folder, end, in_vain)
-                        follower.check_first()
+                more |= look_after(running, follower)
                 hopeless = find_hopeless(sweep, trials.all()) if running else set()
                 for trial, process in running.values():
                     if request.reason:
                         process.stop(INTERRUPTED)
                     elif trial.number in hopeless:
                         process.stop(STOPPED_EARLY)
-                free = [place for place in range(len(slots)) if place not in running and not request.reason]
-                for place in free:
+                for place, slot in enumerate(slots):
+                    if place in running or request.reason or not more:
+                        continue
                     trial = next_trial(sweep, trials, seed, new)
-                    if trial is None:
-                        break
-                    if wait_until_free(folders / trial.id, request):
+                    more = trial is not None
+                    if more and wait_until_free(folders / trial.id, request):
                         trials.set_running(trial)
-                        folder, slot = folders / trial.id, slots[place]
-                        process = TrialProcess(sweep.program, trial.params, folder, slot, variables(trial))
+                        process = TrialProcess(sweep.program, trial.params, folders / trial.id, slot, variables(trial))
                         running[place] = trial, process
                         follower.say(trial, "started")
                 if not running:
@@ -181,6 +173,23 @@ def run_local(
                 process.stop(INTERRUPTED)
                 process.process.wait()
                 trials.set_over(trial, INTERRUPTED, None)
+
+
+def look_after(running: dict[int, Running], follower: Follower) -> bool:
+    """Keep what has become of the trials that run; whether any of them is over."""
+    over = False
+    for place, (trial, process) in list(running.items()):
+        running[place] = follower.look(trial, process.folder), process
+        end = process.ended()
+        if end or process.since + BEAT < time.monotonic():
+            follower.trials.add_seconds(trial, process.seconds())
+        if end:
+            del running[place]
+            over = True
+            in_vain = end.state == INTERRUPTED and not process.stopped and not process.wrote_checkpoint()
+            follower.close(trial, process.folder, end, in_vain)
+            follower.check_first()
+    return over
 
 
 def next_trial(sweep: Sweep, trials: Trials, seed: int, new: bool) -> Trial | None:

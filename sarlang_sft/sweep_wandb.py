@@ -24,7 +24,6 @@ from sarlang_sft.trials import FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Tr
 
 PROJECT = "sarlang-sft"
 PATIENCE = 60.0  # seconds for an answer of the server
-AGAIN = 3  # times that agents are started for trials that were killed
 OTHERWISE = "or search without a server: --backend local"
 
 
@@ -43,15 +42,16 @@ def run_wandb(sweep: Sweep, trials: Trials, folders: Path, slots: list[Slot]) ->
     """
     check_login()
     path = trials.wandb or create(sweep, trials, folders, slots[0].ranks)
-    for _ in range(AGAIN):
+    print(f"W&B: other machines join this sweep by `wandb agent {path}`", flush=True)
+    take_over(trials, folders, path)  # from agents that were killed with their sweep
+    while True:
         # W&B never hands out a run again whose process was killed: what is interrupted goes on under its id here.
         if not run_local(sweep, trials, folders, slots, 0, lambda trial: environment_of(path, folders, trial), False):
             return False
         if not run_agents(sweep, trials, folders, slots, path):
             return False
         if all(trial.state != INTERRUPTED for trial in trials.all()):
-            break
-    return True
+            return True
 
 
 def check_login() -> None:
@@ -157,18 +157,25 @@ def agent_log(folders: Path, number: int) -> Path:
     return folders.parent / f"agent-{number}.log"
 
 
-def watch(follower: Follower, folders: Path, path: str, stopping: bool, seconds: float) -> None:
-    """Take over new trials, what they evaluated, and which are over."""
-    trials, may_stop = follower.trials, "early_terminate" in follower.sweep.content  # the server
+def take_over(trials: Trials, folders: Path, path: str) -> list[Trial]:
+    """Trials that agents have started since this was asked last."""
     known = {trial.id for trial in trials.all()}
+    new = []
     for folder in sorted(folders.glob("*/"), key=lambda one: one.stat().st_ctime):
         values = params_file(path, folders, folder.name)
         if folder.name not in known and values.is_file():
             content = yaml.safe_load(values.read_text(encoding="utf-8"))
             params = {name: entry["value"] for name, entry in content.items() if isinstance(entry, dict)}
-            trial = trials.add(params, folder.name)
-            trials.set_running(trial)
-            follower.say(trial, "started")
+            new.append(trials.add(params, folder.name))
+    return new
+
+
+def watch(follower: Follower, folders: Path, path: str, stopping: bool, seconds: float) -> None:
+    """Take over new trials, what they evaluated, and which are over."""
+    trials, may_stop = follower.trials, "early_terminate" in follower.sweep.content  # the server
+    for trial in take_over(trials, folders, path):
+        trials.set_running(trial)
+        follower.say(trial, "started")
     for trial in trials.all():
         if trial.state != RUNNING:
             continue
