@@ -87,7 +87,8 @@ def write_base(shape: str, size: float, out: Path) -> None:
             stored[name] = Stored(path, "BF16", tensor.shape, end, 2 * tensor.numel())
             end += stored[name].size
         with open(path, "wb") as file:
-            write_header(file, stored, dict.fromkeys(stored, "BF16"), {"format": "pt"})
+            write_header(file.fileno(), stored, dict.fromkeys(stored, "BF16"), {"format": "pt"})
+            file.seek(0, os.SEEK_END)
             while end:
                 end -= file.write(noise[: min(end, len(noise))])
     index = {"metadata": {"total_size": bytes_of(model)}, "weight_map": weight_map}
