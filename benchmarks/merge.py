@@ -5,13 +5,15 @@
 The base has the published widths of Qwen2.5-VL-7B in bfloat16, random weights, files of up to 5 GB, and as many layers
 as the size asks for; the adapter has rank 16 on every linear layer of the language model. Copy and merge begin with
 the base's files dropped from the page cache. Merging is the whole program with --no_logits_check, from its start to
-its end. Sampled layers are compared with what PEFT's merge_and_unload makes of them, all others with the base.
+its end; seconds of computing tell how much of it was waiting, for the disk or for other programs. Sampled layers are
+compared with what PEFT's merge_and_unload makes of them, all others with the base.
 Needs twice the size on the disk; everything is removed at the end.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -87,7 +89,8 @@ def write_base(shape: str, size: float, out: Path) -> None:
             stored[name] = Stored(path, "BF16", tensor.shape, end, 2 * tensor.numel())
             end += stored[name].size
         with open(path, "wb") as file:
-            write_header(file, stored, dict.fromkeys(stored, "BF16"), {"format": "pt"})
+            write_header(file.fileno(), stored, dict.fromkeys(stored, "BF16"), {"format": "pt"})
+            file.seek(0, os.SEEK_END)
             while end:
                 end -= file.write(noise[: min(end, len(noise))])
     index = {"metadata": {"total_size": bytes_of(model)}, "weight_map": weight_map}
@@ -121,20 +124,20 @@ def forget(folder: Path) -> None:
         os.close(descriptor)
 
 
-def time_copy(base: Path, out: Path) -> float:
-    """Seconds."""
+def time_copy(base: Path, out: Path) -> tuple[float, float]:
+    """Seconds, and seconds of computing."""
     forget(base)
-    start = time.perf_counter()
+    start, computed = time.perf_counter(), time.process_time()
     out.mkdir()
     for path in base.iterdir():
         shutil.copyfile(path, out / path.name)
-    seconds = time.perf_counter() - start
+    took = time.perf_counter() - start, time.process_time() - computed
     shutil.rmtree(out)
-    return seconds
+    return took
 
 
-def time_merge(base: Path, adapter: Path, out: Path) -> tuple[float, int]:
-    """Seconds, and the highest resident memory in bytes, of the recipe in a process of its own."""
+def time_merge(base: Path, adapter: Path, out: Path) -> tuple[float, float, int]:
+    """Seconds, seconds of computing, and the most resident memory in bytes, of the recipe in its own process."""
     forget(base)
     command = [sys.executable, RECIPE, "--base", base, "--adapter", adapter, "--out", out, "--no_logits_check"]
     start, peak = time.perf_counter(), 0
@@ -147,7 +150,8 @@ def time_merge(base: Path, adapter: Path, out: Path) -> tuple[float, int]:
         time.sleep(0.02)
     if merge.returncode:
         raise SystemExit("the merge failed")
-    return time.perf_counter() - start, peak
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - start, used.ru_utime + used.ru_stime, peak
 
 
 def read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
@@ -207,10 +211,11 @@ def main() -> None:
         base, adapter, merged = (Path(scratch) / name for name in ("base", "adapter", "merged"))
         if shutil.disk_usage(scratch).free < 2.1e9 * options.size_gb:
             raise SystemExit(f"{scratch}: {2.1 * options.size_gb:.0f} GB are needed there")
+        load = os.getloadavg()[0]
         write_base(options.shape, 1e9 * options.size_gb, base)
         write_adapter(base, adapter)
-        copy_seconds = time_copy(base, Path(scratch) / "copy")
-        merge_seconds, peak = time_merge(base, adapter, merged)
+        copy_seconds, copy_cpu = time_copy(base, Path(scratch) / "copy")
+        merge_seconds, merge_cpu, peak = time_merge(base, adapter, merged)
         sizes = [tensor.size for tensor in read_checkpoint(base).tensors.values()]
         result = {
             "hardware": setting.hardware().removesuffix(", float32"),
@@ -219,7 +224,10 @@ def main() -> None:
             "tensors": len(sizes),
             "largest_tensor_bytes": max(sizes),
             "copy_seconds": copy_seconds,
+            "copy_cpu_seconds": copy_cpu,
             "merge_seconds": merge_seconds,
+            "merge_cpu_seconds": merge_cpu,
+            "load_average_before": load,
             "merge_over_copy": merge_seconds / copy_seconds,
             "peak_bytes": peak,
             "allowed_bytes": int(2e9) + 2 * max(sizes),

@@ -65,7 +65,7 @@ class Rows:
         rows = slice(first, first + len(weight))
         if isinstance(self.update, Replaced):
             with open(self.update.by.path, "rb") as file:
-                return read_rows(file, self.update.by, first, len(weight)).float()
+                return read_rows(file.fileno(), self.update.by, first, len(weight)).float()
         weight.addmm_(self.b[rows], self.a, alpha=self.update.scale)
         if self.magnitude is not None:
             weight *= (self.magnitude[rows] / torch.linalg.vector_norm(weight, dim=1))[:, None]
@@ -185,7 +185,7 @@ def _changes(old: Stored, update: Update) -> bool:
     rows = Rows(update)
     with open(old.path, "rb") as file:
         for first, count in row_blocks(old):
-            before = read_rows(file, old, first, count).float()
+            before = read_rows(file.fileno(), old, first, count).float()
             after = rows.apply(before.clone(), first)
             if not torch.allclose(after, before, rtol=allowed, atol=0.0):
                 return True

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from tqdm import tqdm
@@ -17,7 +20,6 @@ from sarlang_sft.safetensors_stream import (
     KINDS,
     Stored,
     copy_bytes,
-    in_file_order,
     new_size,
     read_header,
     read_rows,
@@ -26,6 +28,7 @@ from sarlang_sft.safetensors_stream import (
     write_rows,
 )
 
+WORKERS = 4  # more than cores: they wait for the disk
 SPARE = 64 << 20  # bytes for what stands beside the weights: tokenizer, configurations
 
 
@@ -91,20 +94,25 @@ def write_merged(base: Checkpoint, updates: dict[str, Update], kinds: dict[str, 
 
     Returns:
         The names of the tensors that the updates changed, after rounding.
+
+    Raises:
+        InputError: A changed tensor, read again from the disk, holds a NaN or infinity.
     """
     changed: set[str] = set()
     total = sum(stored.size for stored in base.tensors.values())
-    with tqdm(total=total, desc="merging", unit="B", unit_scale=True) as progress:
+    with tqdm(total=total, desc="merging", unit="B", unit_scale=True) as progress, _workers() as pool:
         for path, tensors in base.files.items():
             with open(path, "rb") as source, open(out / path.name, "wb") as target:
-                write_header(target, tensors, kinds, base.metadata[path])
-                for name in in_file_order(tensors):
+                files = source.fileno(), target.fileno()
+                places = write_header(files[1], tensors, kinds, base.metadata[path])
+                for name, start in places.items():
                     stored, update = tensors[name], updates.get(name)
                     if update is None and kinds[name] == stored.kind:
-                        copy_bytes(source, stored, target)
-                    elif _write_updated(source, stored, update, FLOATS[kinds[name]], target):
+                        copy_bytes(*files, stored, start)
+                    elif _write_updated(files, stored, start, update, FLOATS[kinds[name]], pool):
                         changed.add(name)
                     progress.update(stored.size)
+            _check_finite(out / path.name, changed, pool)
     index = base.folder / INDEX
     if index.is_file():
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -115,27 +123,62 @@ def write_merged(base: Checkpoint, updates: dict[str, Update], kinds: dict[str, 
     return changed
 
 
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that each go through blocks of their own.
+
+    torch's threads would wait for each other after every operation on a block, which is long on a busy machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _write_updated(
-    source: BinaryIO, stored: Stored, update: Update | None, dtype: torch.dtype, target: BinaryIO
+    files: tuple[int, int],
+    stored: Stored,
+    start: int,
+    update: Update | None,
+    dtype: torch.dtype,
+    pool: ThreadPoolExecutor,
 ) -> bool:
-    """Append a tensor with its update; whether that changed it."""
+    """Write a tensor with its update from byte `start` of another file on; whether that changed it."""
     rows = Rows(update) if update else None
-    changed = False
-    for first, count in row_blocks(stored):
-        before = read_rows(source, stored, first, count)
+    row_size = stored.rows_and_columns()[1] * dtype.itemsize
+
+    def write(block: tuple[int, int]) -> bool:
+        first, count = block
+        before = read_rows(files[0], stored, first, count)
         after = before.to(torch.float32, copy=True)
         after = (rows.apply(after, first) if rows else after).to(dtype)
-        changed = changed or (rows is not None and not torch.equal(after, before.to(dtype)))
-        write_rows(target, after)
-    return changed
+        write_rows(files[1], start + first * row_size, after)
+        return rows is not None and not torch.equal(after, before.to(dtype))
+
+    return any(list(pool.map(write, row_blocks(stored))))
 
 
-def check_written(base: Checkpoint, kinds: dict[str, str], changed: set[str], folder: Path) -> None:
-    """Compare what lies on the disk with the base: files, names, shapes, dtypes, and numbers that are numbers.
+def _check_finite(path: Path, changed: set[str], pool: ThreadPoolExecutor) -> None:
+    tensors, _ = read_header(path)
+    with open(path, "rb") as file:
 
-    Raises:
-        InputError: They differ, or a changed tensor holds a NaN or infinity.
-    """
+        def finite(stored: Stored, block: tuple[int, int]) -> bool:
+            low, high = torch.aminmax(read_rows(file.fileno(), stored, *block))  # a NaN becomes both
+            return bool(low.isfinite() and high.isfinite())
+
+        for name in changed & tensors.keys():
+            if not all(pool.map(partial(finite, tensors[name]), row_blocks(tensors[name]))):
+                raise InputError(
+                    f"{name}: merged in {tensors[name].kind}, it holds values that are no numbers; nothing was "
+                    "written. The adapter is damaged, or needs --dtype float32"
+                )
+
+
+def check_written(base: Checkpoint, kinds: dict[str, str], folder: Path) -> None:
+    """Compare what lies on the disk with the base; raises [`InputError`] if files, names, shapes or dtypes differ."""
     written = read_checkpoint(folder)
     if [path.name for path in written.files] != [path.name for path in base.files]:
         raise InputError(f"{folder}: the merged weight files are not those of {base.folder}; nothing was written")
@@ -145,19 +188,3 @@ def check_written(base: Checkpoint, kinds: dict[str, str], changed: set[str], fo
         if found != wanted:
             wrong = next(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
             raise InputError(f"{path.name}: merged, {wrong} is not what the base has; nothing was written")
-    for path, tensors in written.files.items():
-        with open(path, "rb") as file:
-            for name in changed & tensors.keys():
-                if not _is_finite(file, tensors[name]):
-                    raise InputError(
-                        f"{name}: merged in {tensors[name].kind}, it holds values that are no numbers; nothing was "
-                        "written. The adapter is damaged, or needs --dtype float32"
-                    )
-
-
-def _is_finite(file: BinaryIO, stored: Stored) -> bool:
-    for first, count in row_blocks(stored):
-        low, high = torch.aminmax(read_rows(file, stored, first, count))  # a NaN becomes both
-        if not (low.isfinite() and high.isfinite()):
-            return False
-    return True

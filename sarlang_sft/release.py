@@ -114,7 +114,7 @@ def merge_adapters(base: str, blend: Blend, out: Path, dtype: str = "auto", logi
             if not changed:
                 raise InputError(f"{said}: rounding takes all of its update away; merge with --dtype float32")
             write_companions(opened.folder, skeleton, processor, load_ops(adapter), dtype, building)
-            check_written(opened.checkpoint, kinds, changed, building)
+            check_written(opened.checkpoint, kinds, building)
             check_companions(building, opened.backbone, processor)
             logits = _parities(opened, adapter, said, building, dtype) if logits_check else []
             report = MergeReport(

@@ -5,17 +5,17 @@ another (https://github.com/huggingface/safetensors). The library writes whole d
 """
 
 import json
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # by the names that options have
-BLOCK = 1 << 20  # elements that are in memory at a time: larger ones leave the caches and are slower
-COPIED = 1 << 24  # bytes likewise, of what is copied as it is
+BLOCK = 1 << 18  # elements of a block: larger ones leave the processor's caches and are slower
 
 
 class Stored(NamedTuple):
@@ -53,16 +53,17 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def write_header(
-    file: BinaryIO, tensors: Mapping[str, Stored], kinds: Mapping[str, str], metadata: dict[str, str]
-) -> None:
-    """Begin a file with tensors of the same names, order and shapes.
+    file: int, tensors: Mapping[str, Stored], kinds: Mapping[str, str], metadata: dict[str, str]
+) -> dict[str, int]:
+    """Begin a file with tensors of the same names, order and shapes; where in it each tensor's bytes belong.
 
     Args:
-        kinds: Their dtypes in the new file; the tensors must follow in the order of `in_file_order`.
+        file: Descriptor of an empty file.
+        kinds: Dtypes in the new file.
     """
     spans: dict[str, list[int]] = {}
     end = 0
-    for name in in_file_order(tensors):
+    for name in sorted(tensors, key=lambda name: (tensors[name].start, tensors[name].size)):
         start, end = end, end + new_size(tensors[name], kinds[name])
         spans[name] = [start, end]
     entries = {
@@ -72,12 +73,8 @@ def write_header(
     header = json.dumps({**({"__metadata__": metadata} if metadata else {}), **entries}, separators=(",", ":"))
     content = header.encode()
     content += b" " * (-len(content) % 8)  # the tensors begin at a multiple of eight bytes
-    file.write(struct.pack("<Q", len(content)) + content)
-
-
-def in_file_order(tensors: Mapping[str, Stored]) -> list[str]:
-    """Names in the order in which the tensors lie in their file."""
-    return sorted(tensors, key=lambda name: (tensors[name].start, tensors[name].size))
+    write_bytes(file, 0, struct.pack("<Q", len(content)) + content)
+    return {name: 8 + len(content) + start for name, (start, _) in spans.items()}
 
 
 def new_size(stored: Stored, kind: str) -> int:
@@ -85,17 +82,40 @@ def new_size(stored: Stored, kind: str) -> int:
     return stored.size if kind == stored.kind else stored.shape.numel() * FLOATS[kind].itemsize
 
 
-def read_rows(file: BinaryIO, stored: Stored, first: int, count: int) -> torch.Tensor:
-    """(count, columns) of a tensor of floats in its own dtype, from row `first` on; `file` is its open file."""
-    columns = stored.rows_and_columns()[1]
-    dtype = FLOATS[stored.kind]
-    if not count * columns:
+def read_into(content: memoryview, file: int, start: int) -> None:
+    """Fill it with bytes of an open file, given by its descriptor; many threads may read at once."""
+    if os.preadv(file, [content], start) != len(content):
+        raise OSError(f"a file of weights ends at byte {os.fstat(file).st_size}, before {start + len(content)}")
+
+
+def write_bytes(file: int, start: int, content: bytes | memoryview) -> None:
+    """Likewise write them."""
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(file, left, start)
+        left, start = left[written:], start + written
+
+
+def copy_bytes(source: int, target: int, stored: Stored, start: int) -> None:
+    """Copy a tensor to byte `start` of another file; the system does it."""
+    os.lseek(target, start, os.SEEK_SET)
+    done = 0
+    while done < stored.size:
+        sent = os.sendfile(target, source, stored.start + done, stored.size - done)
+        if not sent:
+            raise OSError(f"{stored.path} ends in the middle of a tensor")
+        done += sent
+
+
+def read_rows(file: int, stored: Stored, first: int, count: int) -> torch.Tensor:
+    """(count, columns) of a tensor of floats in its own dtype, from row `first` on; `file` is a descriptor."""
+    columns, dtype = stored.rows_and_columns()[1], FLOATS[stored.kind]
+    size = count * columns * dtype.itemsize
+    if not size:
         return torch.empty(count, columns, dtype=dtype)
-    content = bytearray(count * columns * dtype.itemsize)
-    file.seek(stored.start + first * columns * dtype.itemsize)
-    if file.readinto(content) != len(content):
-        raise OSError(f"{stored.path} ends in the middle of a tensor")
-    return torch.frombuffer(content, dtype=dtype).view(count, columns)
+    rows = torch.empty(count, columns, dtype=dtype)
+    read_into(memoryview(rows.flatten().view(torch.uint8).numpy()), file, stored.start + first * size // count)
+    return rows
 
 
 def row_blocks(stored: Stored) -> Iterator[tuple[int, int]]:
@@ -109,21 +129,9 @@ def row_blocks(stored: Stored) -> Iterator[tuple[int, int]]:
 def read_tensor(stored: Stored) -> torch.Tensor:
     """A whole tensor in float32, as a matrix of (rows, columns)."""
     with open(stored.path, "rb") as file:
-        return read_rows(file, stored, 0, stored.rows_and_columns()[0]).float()
+        return read_rows(file.fileno(), stored, 0, stored.rows_and_columns()[0]).float()
 
 
-def copy_bytes(source: BinaryIO, stored: Stored, target: BinaryIO) -> None:
-    """Append a tensor to another file as it is."""
-    source.seek(stored.start)
-    left = stored.size
-    while left:
-        content = source.read(min(left, COPIED))
-        if not content:
-            raise OSError(f"{stored.path} ends in the middle of a tensor")
-        target.write(content)
-        left -= len(content)
-
-
-def write_rows(target: BinaryIO, rows: torch.Tensor) -> None:
-    """Append rows in their own dtype."""
-    target.write(memoryview(rows.contiguous().flatten().view(torch.uint8).numpy()))
+def write_rows(file: int, start: int, rows: torch.Tensor) -> None:
+    """Write rows in their own dtype."""
+    write_bytes(file, start, memoryview(rows.contiguous().flatten().view(torch.uint8).numpy()))
