@@ -20,11 +20,14 @@ from sarlang_sft.run_files import holder_of, state_of
 from sarlang_sft.sweep_files import Sweep
 from sarlang_sft.sweep_local import BEAT, EVERY, Follower, run_local, stop_on_signals
 from sarlang_sft.trial_processes import LOG, STOPPED_EXIT, End, Slot, judge, torchrun
+from sarlang_sft.trial_processes import PATIENCE as TRIAL_PATIENCE
 from sarlang_sft.trials import FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Trial, Trials
 
 PROJECT = "sarlang-sft"
 PATIENCE = 60.0  # seconds for an answer of the server
 AGAIN = 3  # times that agents are started for trials that were killed
+UNKNOWN = -signal.SIGKILL  # exit code of a trial whose torchrun said none: it may have been killed, and goes on
+ALIVE = ("PENDING", "RUNNING", "PAUSED")  # states of a sweep; in others the server turns agents away
 OTHERWISE = "or search without a server: --backend local"
 
 
@@ -36,22 +39,34 @@ def run_wandb(sweep: Sweep, trials: Trials, folders: Path, slots: list[Slot]) ->
         slots: Where trials run, one agent each.
 
     Returns:
-        Whether all is done; False if the sweep was asked to stop.
+        Whether all is done; False if the sweep was asked to stop, or trials were killed again and again.
 
     Raises:
         InputError: There is no key or no server, the first trials all failed, or an agent did.
     """
     check_login()
     path = trials.wandb or create(sweep, trials, folders, slots[0].ranks)
+    print(f"Other machines join by `wandb agent {path}`", flush=True)
     for _ in range(AGAIN):
         # W&B never hands out a run again whose process was killed: what is interrupted goes on under its id here.
         if not run_local(sweep, trials, folders, slots, 0, lambda trial: environment_of(path, folders, trial), False):
             return False
+        if is_over(path):
+            return True
         if not run_agents(sweep, trials, folders, slots, path):
             return False
         if all(trial.state != INTERRUPTED for trial in trials.all()):
-            break
-    return True
+            return True
+    return False
+
+
+def is_over(path: str) -> bool:
+    """Whether the server has ended the sweep."""
+    found: list[str] = []
+    failure = BoundedCalls(most_hanging=1).run(lambda: found.append(wandb.Api().sweep(path).state), PATIENCE)
+    if failure:
+        raise InputError(f"--backend wandb: the sweep {path} cannot be found: {failure}; try again later, {OTHERWISE}")
+    return found[0].upper() not in ALIVE
 
 
 def check_login() -> None:
@@ -103,7 +118,8 @@ def environment_of(path: str, folders: Path, trial: Trial | None) -> dict[str, s
         "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
     }
     if trial is None:
-        return common
+        # A trial that is stopped has the time for its checkpoint, and then counts as a failed one to its agent.
+        return {**common, "WANDB_AGENT_KILL_DELAY": str(TRIAL_PATIENCE), "WANDB_AGENT_MAX_INITIAL_FAILURES": "100000"}
     ids = {"WANDB_SWEEP_ID": sweep_id, "WANDB_RUN_ID": trial.id}
     return {**common, **ids, "WANDB_SWEEP_PARAM_PATH": str(params_file(path, folders, trial.id))}
 
@@ -158,7 +174,11 @@ def agent_log(folders: Path, number: int) -> Path:
 
 
 def watch(follower: Follower, folders: Path, path: str, stopping: bool, seconds: float) -> None:
-    """Take over new trials, what they evaluated, and which are over."""
+    """Take over new trials, what they evaluated, and which are over.
+
+    Args:
+        seconds: Since this was asked for last, to count for those that run; 0 to count later.
+    """
     trials, may_stop = follower.trials, "early_terminate" in follower.sweep.content  # the server
     known = {trial.id for trial in trials.all()}
     for folder in sorted(folders.glob("*/"), key=lambda one: one.stat().st_ctime):
@@ -179,13 +199,24 @@ def watch(follower: Follower, folders: Path, path: str, stopping: bool, seconds:
             follower.close(trial, folder, End(FINISHED, 0, ""), False)
         elif state == RUN_STOPPED and not stopping and may_stop and holder_of(folder) is None:
             follower.close(trial, folder, End(STOPPED_EARLY, STOPPED_EXIT, ""), False)
+        elif seconds and not stopping and (end := end_of(folder, "")).exit_code != UNKNOWN:
+            follower.close(trial, folder, end, False)
+            follower.check_first()
+
+
+def end_of(folder: Path, stopped: str) -> End:
+    """How a trial of an agent ended, by what it printed; see `judge`.
+
+    A torchrun that said nothing of its ranks still runs, was killed, or is about to end with its agent.
+    """
+    log = folder / LOG
+    printed = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return judge(printed, UNKNOWN, state_of(folder), stopped)
 
 
 def close_all(follower: Follower, folders: Path, stopping: bool) -> None:
-    """Judge the trials that are over, the agents having ended, by what they printed."""
+    """Judge the trials that are left, the agents having ended."""
     for trial in follower.trials.all():
         if trial.state == RUNNING:
-            log = folders / trial.id / LOG
-            printed = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-            end = judge(printed, 1, state_of(folders / trial.id), INTERRUPTED if stopping else "")
+            end = end_of(folders / trial.id, INTERRUPTED if stopping else "")
             follower.close(trial, folders / trial.id, end, False)

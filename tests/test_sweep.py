@@ -29,6 +29,7 @@ from sarlang_sft.sweep_files import Sweep, read_sweep
 from sarlang_sft.sweep_local import Follower
 from sarlang_sft.sweep_options import check_options
 from sarlang_sft.sweep_search import find_hopeless, propose
+from sarlang_sft.sweep_wandb import close_all, watch
 from sarlang_sft.sweeping import open_sweep, report_sweep
 from sarlang_sft.trial_processes import End, Slot, judge, split_gpus
 from sarlang_sft.trials import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Beginning, Trials
@@ -510,12 +511,32 @@ def test_wandbs_agents_run_a_sweep_that_is_rejoined_after_a_kill(
         driver.finish()
         assert server.sweep["metric"]["name"] == "eval/accuracy" and server.handed == ["run0", "run1"]
         assert Trials(driver.out / "sweep.sqlite").wandb == "me/sarlang-sft/s1"
+        server.state = "FINISHED"
+        server.refused.add("CreateAgent")  # as W&B does then
+        driver.finish()
+        assert "wandb agent me/sarlang-sft/s1" in (driver.out / "output").read_text()
     first, second = driver.all()
     assert (first.id, second.id) == ("run0", "run1") and {first.state, second.state} == {FINISHED}
     assert [trial.params["learning_rate"] for trial in (first, second)] == [0.1, 0.2]
     assert [list(trial.evaluations) for trial in (first, second)] == [list(range(1, 21))] * 2
     (begun, gone_on), again = ([int(line.split()[0]) for line in lines] for lines in driver.starts().values())
     assert begun == 0 < gone_on and again == [0]
+
+
+def test_a_trial_whose_agent_was_killed_goes_on_and_one_that_failed_is_told_at_once(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path)
+    trials = store_of(sweep, tmp_path)
+    follower, folders = Follower(sweep, trials, tqdm(disable=True)), tmp_path / "trials"
+    printed = ["step 7\n", "error: no data\n" + TORCHRUN_SAYS.format(code=2)]
+    for name, text in zip(("killed", "failed"), printed, strict=True):
+        trials.set_running(trials.add({"learning_rate": 0.1, "lora_r": 4}, name))
+        (folders / name).mkdir(parents=True)
+        (folders / name / "trial.log").write_text(text)
+    watch(follower, folders, "me/p/s1", False, 10.0)
+    assert [trial.state for trial in trials.all()] == [RUNNING, FAILED]
+    assert trials.all()[1].reason == "error: no data"
+    close_all(follower, folders, False)
+    assert [trial.state for trial in trials.all()] == [INTERRUPTED, FAILED]
 
 
 @pytest.mark.parametrize(
