@@ -161,6 +161,14 @@ def test_a_random_search_tries_nothing_twice_and_ends_when_all_is_tried(tmp_path
     assert len(run_through(sweep, store_of(sweep, tmp_path), 0)) == 6
 
 
+def test_a_grid_over_steps_that_binary_numbers_miss_is_tried_whole(tmp_path: Path) -> None:
+    dropout = {"distribution": "q_uniform", "min": 0.0, "max": 0.6, "q": 0.1}  # the fourth is 0.30000000000000004
+    parameters = {"learning_rate": {"value": 0.1}, "lora_dropout": dropout, "lora_r": {"value": 4}}
+    sweep = read_sweep(write(tmp_path / "sweep.yaml", {"method": "grid", "run_cap": None}, parameters))
+    trials = run_through(sweep, store_of(sweep, tmp_path), 0)
+    assert [round(params["lora_dropout"], 9) for params in trials] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+
+
 def test_a_target_ends_the_search(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, metric={"name": "eval_accuracy", "goal": "maximize", "target": 0.5})
     trials = store_of(sweep, tmp_path)
