@@ -67,7 +67,7 @@ def takes(hint: Any, value: Any) -> bool:
     if value is None or isinstance(value, list | dict):
         return False
     if isinstance(value, bool):
-        return bool(wanted & {bool, str})
+        return bool in wanted  # `save_strategy: no`, too, is false to YAML
     if str in wanted:
         return True
     if float in wanted:

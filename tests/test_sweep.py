@@ -31,7 +31,7 @@ from sarlang_sft.sweep_options import check_options
 from sarlang_sft.sweep_search import find_hopeless, propose
 from sarlang_sft.sweep_wandb import close_all, watch
 from sarlang_sft.sweeping import open_sweep, report_sweep
-from sarlang_sft.trial_processes import End, Slot, judge, split_gpus
+from sarlang_sft.trial_processes import End, Slot, as_flags, judge, split_gpus
 from sarlang_sft.trials import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Beginning, Trials
 from sarlang_sft.tuning import TuningArguments
 
@@ -84,6 +84,7 @@ BAD = [
     ({}, {"lora_r": {"min": 1.0, "max": 9.0}}, "lora_r: 5.0 is not of the type int"),
     ({}, {"lora_r": {"values": [4, "many"]}}, "lora_r: 'many' is not of the type int"),
     ({}, {"tasks": {"values": [["counting"]]}}, "tasks: .* not of the type"),
+    ({}, {"save_strategy": {"value": False}}, "save_strategy: False is not of the type"),
     ({}, {"output_dir": {"value": "x"}}, "output_dir: the sweep chooses it"),
     ({}, {"config": None}, "name a `config`"),
     ({"metric": {"name": "eval/acuracy", "goal": "maximize"}}, {}, "never logged; did you mean `eval/accuracy`"),
@@ -222,6 +223,20 @@ def test_the_end_of_a_trial_is_told_from_its_ranks(
     end = judge(said + (TORCHRUN_SAYS.format(code=rank) if rank else ""), code, run, stopped)
     assert end.state == state and end.exit_code == (rank if rank else code)
     assert (end.note == said.strip()) == (state == FAILED)
+
+
+def test_options_reach_the_recipe_as_they_are_and_win_over_the_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("learning_rate: 1.0e-3\nmax_steps: 7\n")
+    params = {
+        "learning_rate": 1e-05, "weight_decay": -1e-05, "gradient_checkpointing": False, "lora_dropout": 0,
+        "config": str(tmp_path / "config.yaml"), "model_name_or_path": "x=y", "data": "--z", "output_dir": "o",
+        "use_cpu": True,
+    }  # fmt: skip
+    options = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
+    model, tuning, data, training = parse_arguments(options, "", args=as_flags(params))
+    assert (training.learning_rate, training.weight_decay, training.max_steps) == (1e-05, -1e-05, 7)
+    assert training.gradient_checkpointing is False and tuning.lora_dropout == 0
+    assert (model.model_name_or_path, data.data) == ("x=y", "--z")
 
 
 def test_gpus_are_split_into_equal_sets() -> None:
