@@ -392,9 +392,27 @@ def test_a_sweep_gives_up_when_its_first_trials_fail_and_says_why(tmp_path: Path
         InputError, match=r"first 3 trials failed, the last one with exit code 2: error: no data; .*again"
     ):
         follower.check_first()
+    good = trials.add({"learning_rate": 0.1, "lora_r": 4})
+    trials.set_over(good, FINISHED, 0)
+    follower.check_first()  # what was trained since tells that others can be
     trials.retry_failed()
     follower.check_first()
-    assert [trial.state for trial in trials.all()] == [INTERRUPTED] * 3
+    assert [trial.state for trial in trials.all()] == [INTERRUPTED] * 3 + [FINISHED]
+
+
+def test_trials_of_a_killed_sweep_are_judged_like_any_other(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path)
+    trials = store_of(sweep, tmp_path)
+    for number, scores in enumerate([{"eval_accuracy": 0.5}, {"eval_loss": 0.5}, {"eval_accuracy": 0.1}]):
+        trial = trials.add({"learning_rate": 0.1, "lora_r": 4})
+        trials.set_over(trial, RUNNING, None, "", fruitless=2)
+        folder = tmp_path / "trials" / trial.id
+        folder.mkdir(parents=True)
+        append_evaluation(folder, 2, scores)
+        (folder / "run.json").write_text(json.dumps({"state": "running" if number == 2 else "finished"}))
+    Follower(sweep, trials, tqdm(disable=True)).settle(tmp_path / "trials")
+    assert [trial.state for trial in trials.all()] == [FINISHED, FAILED, INTERRUPTED]
+    assert trials.all()[0].best("eval_accuracy", True) == 0.5 and trials.all()[2].fruitless == 2
 
 
 def test_a_trial_without_its_metric_or_that_is_killed_again_and_again_has_failed(tmp_path: Path) -> None:
@@ -481,6 +499,9 @@ def test_a_sweep_goes_on_only_with_the_file_that_it_was_started_with(
         open_sweep(other, tmp_path / "out", "local", 0, 1, False)
     with pytest.raises(InputError, match=r"--seed: 0 then, 1 now"):
         open_sweep(sweep_of(tmp_path), tmp_path / "out", "local", 1, 1, False)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/.sweep.lock").touch()  # killed then
+    open_sweep(sweep_of(tmp_path), tmp_path / "begun", "local", 0, 1, False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").touch()
     with pytest.raises(InputError, match="holds something else than a sweep"):
