@@ -472,6 +472,7 @@ def test_the_report_is_written_from_the_store_alone(tmp_path: Path) -> None:
     assert (training.learning_rate, tuning.lora_r, training.val_questions) == (0.01, 4, 20)
     assert training.output_dir == str(tmp_path / "anew") and training.lr_scheduler_type == "cosine"  # of the config
     assert "eval_accuracy 0.6 at step 20" in (tmp_path / "best.yaml").read_text()
+    assert "torchrun --nproc_per_node 1 " in (tmp_path / "best.yaml").read_text()
 
 
 def test_a_sweep_without_scores_still_has_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
