@@ -28,6 +28,7 @@ from sarlang_sft.run_files import append_evaluation, holder_of, read_evaluations
 from sarlang_sft.sweep_files import Sweep, read_sweep
 from sarlang_sft.sweep_local import Follower
 from sarlang_sft.sweep_options import check_options
+from sarlang_sft.sweep_picture import Scale
 from sarlang_sft.sweep_search import find_hopeless, propose
 from sarlang_sft.sweep_wandb import close_all, watch
 from sarlang_sft.sweeping import open_sweep, report_sweep
@@ -122,7 +123,7 @@ def test_the_shipped_sweeps_are_sound(path: Path, monkeypatch: pytest.MonkeyPatc
 
 def store_of(sweep: Sweep, tmp_path: Path) -> Trials:
     trials = Trials(tmp_path / "sweep.sqlite")
-    trials.begin(Beginning(str(sweep.path), sweep.text, {}, sweep.configs, 0, 1, "local"))
+    trials.begin(Beginning(str(sweep.path), sweep.text, {}, sweep.configs, 0, 2, "local"))
     return trials
 
 
@@ -472,7 +473,12 @@ def test_the_report_is_written_from_the_store_alone(tmp_path: Path) -> None:
     assert (training.learning_rate, tuning.lora_r, training.val_questions) == (0.01, 4, 20)
     assert training.output_dir == str(tmp_path / "anew") and training.lr_scheduler_type == "cosine"  # of the config
     assert "eval_accuracy 0.6 at step 20" in (tmp_path / "best.yaml").read_text()
-    assert "torchrun --nproc_per_node 1 " in (tmp_path / "best.yaml").read_text()
+    assert "torchrun --nproc_per_node 2 " in (tmp_path / "best.yaml").read_text()
+
+
+def test_an_axis_of_a_distribution_that_gave_zero_is_linear() -> None:
+    scale = Scale("weight_decay", [0.0, 0.1], listed=False, log=True)
+    assert scale.place(0.0) < scale.place(0.05) < scale.place(0.1) and scale.ticks()
 
 
 def test_a_sweep_without_scores_still_has_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
