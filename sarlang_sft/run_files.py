@@ -1,5 +1,6 @@
 """The small files of an output folder that others may read while it trains: its state, its lock, its scores."""
 
+import errno
 import fcntl
 import json
 import math
@@ -25,7 +26,9 @@ def holder_of(folder: Path) -> str | None:
         with open(folder / LOCK, "r+b") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+                    return None
                 return file.read().decode(errors="replace").strip() or "another process"
     except FileNotFoundError:
         pass

@@ -99,23 +99,22 @@ class Follower:
         self.bar.refresh()
 
     def check_first(self) -> None:
-        """Raise [`InputError`] if none of the first trials could be trained."""
-        first = self.trials.all()[:FIRST]
-        if len(first) == FIRST and all(trial.state == FAILED for trial in first):
+        """Raise [`InputError`] if none of the trials that are over, at least three, could be trained."""
+        over = [trial for trial in self.trials.all() if trial.state in ENDED]
+        if len(over) >= FIRST and all(trial.state == FAILED for trial in over):
             raise InputError(
-                f"the first {FIRST} trials failed, the last one with exit code {first[-1].exit_code}: "
-                f"{first[-1].reason}; when that is mended, start again with --retry_failed"
+                f"the first {len(over)} trials failed, the last one with exit code {over[-1].exit_code}: "
+                f"{over[-1].reason}; when that is mended, start again with --retry_failed"
             )
 
-
-def settle(trials: Trials, folders: Path) -> None:
-    """Trials that a killed sweep left as running are finished, or interrupted."""
-    for trial in trials.all():
-        folder = folders / trial.id
-        if trial.state in (RUNNING, INTERRUPTED):
-            trials.keep_evaluations(trial, read_evaluations(folder))
-            finished = state_of(folder) == RUN_FINISHED
-            trials.set_over(trial, FINISHED if finished else INTERRUPTED, 0 if finished else None)
+    def settle(self, folders: Path) -> None:
+        """Trials that a killed sweep left as running are finished, or interrupted."""
+        for trial in self.trials.all():
+            folder = folders / trial.id
+            if trial.state in (RUNNING, INTERRUPTED) and state_of(folder) == RUN_FINISHED:
+                self.close(trial, folder, End(FINISHED, 0, ""), False)
+            elif trial.state in (RUNNING, INTERRUPTED):
+                self.trials.set_over(self.look(trial, folder), INTERRUPTED, None, "", trial.fruitless)
 
 
 def run_local(
@@ -135,7 +134,6 @@ def run_local(
     Raises:
         InputError: The first trials all failed, or a folder is still in use.
     """
-    settle(trials, folders)
     cap = sweep.run_cap
     running: dict[int, Running] = {}
     with (
@@ -143,6 +141,7 @@ def run_local(
         tqdm(desc="trials", unit=" trials", total=None if math.isinf(cap) else cap) as bar,
     ):
         follower = Follower(sweep, trials, bar)
+        follower.settle(folders)
         follower.show()
         follower.check_first()
         more = True
@@ -169,8 +168,9 @@ def run_local(
                     return not request.reason
                 time.sleep(EVERY)
         finally:
-            for trial, process in running.values():  # of a sweep that ends by an error
+            for _, process in running.values():  # of a sweep that ends by an error
                 process.stop(INTERRUPTED)
+            for trial, process in running.values():
                 process.process.wait()
                 trials.set_over(trial, INTERRUPTED, None)
 

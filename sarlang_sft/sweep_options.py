@@ -67,7 +67,7 @@ def takes(hint: Any, value: Any) -> bool:
     if value is None or isinstance(value, list | dict):
         return False
     if isinstance(value, bool):
-        return bool(wanted & {bool, str})
+        return bool in wanted  # `save_strategy: no`, too, is false to YAML
     if str in wanted:
         return True
     if float in wanted:
@@ -98,9 +98,9 @@ def why_never_logged(metric: str, options: dict[str, Any]) -> str | None:
         return f"is never logged; {nearest(metric, [f'eval/{one}' for one in known])}"
     if str(options["eval_strategy"]) in ("no", "IntervalStrategy.NO", "False"):
         return "nothing is evaluated; set `eval_strategy: {value: steps}`"
-    if name in ANSWERED and not int(options["val_questions"] or 0):
+    if name in ANSWERED and not float(options["val_questions"] or 0):
         return "needs answers; set `val_questions: {value: 200}`, for example"
-    steps, every = int(options["max_steps"]), float(options["eval_steps"] or 0)
+    steps, every = float(options["max_steps"]), float(options["eval_steps"] or 0)
     if options["eval_strategy"] == "steps" and 0 < steps < every:
-        return f"the first evaluation is after {every:g} steps, and training ends after {steps}; lower eval_steps"
+        return f"the first evaluation is after {every:g} steps, and training ends after {steps:g}; lower eval_steps"
     return None

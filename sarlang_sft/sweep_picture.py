@@ -32,7 +32,7 @@ class Scale:
     """
 
     def __init__(self, name: str, values: Sequence[Any], listed: bool, log: bool) -> None:
-        self.name, self.listed, self.log = name, listed, log
+        self.name, self.listed, self.log = name, listed, log and min(values) > 0
         if listed:
             self.choices = sorted(set(values), key=lambda value: (isinstance(value, str), value))
         numbers = [self._number(value) for value in values]

@@ -44,7 +44,7 @@ def write_report(trials: Trials, out: Path) -> Trial | None:
     texts = {TABLE: as_markdown(sweep, rows, ranked), "sweep.csv": as_csv(rows)}
     scored = [trial for trial in ranked if trial.history(sweep.metric)]
     if scored:
-        texts[BEST] = best_options(sweep, scored[0], trials.store)
+        texts[BEST] = best_options(sweep, scored[0], beginning.nproc, trials.store)
         with whole_file(out / PICTURE) as file:
             draw(sweep, ranked, file)
     for name, text in texts.items():
@@ -98,8 +98,12 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def best_options(sweep: Sweep, best: Trial, store: Path) -> str:
-    """A config of the recipe with the options of the best trial; only its output_dir is left to choose."""
+def best_options(sweep: Sweep, best: Trial, ranks: int, store: Path) -> str:
+    """A config of the recipe with the options of the best trial; only its output_dir is left to choose.
+
+    Args:
+        ranks: Of every trial: with others, batches would be larger or smaller.
+    """
     params = dict(best.params)
     options = {**sweep.configs.get(str(params.pop("config", None)), {}), **params}
     options.pop("output_dir", None)
@@ -109,7 +113,7 @@ def best_options(sweep: Sweep, best: Trial, store: Path) -> str:
     header = [
         f"# The best trial of the sweep {sweep.path}: {sweep.metric} {score:.4g} at step {step}.",
         "#",
-        f"#   torchrun --nproc_per_node 1 {sweep.program} --config {store.parent / BEST} --output_dir NAME",
+        f"#   torchrun --nproc_per_node {ranks} {sweep.program} --config {store.parent / BEST} --output_dir NAME",
         "#",
         f"# Trial {best.id} in {store}.",
     ]

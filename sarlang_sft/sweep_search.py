@@ -46,7 +46,9 @@ def propose(sweep: Sweep, trials: Sequence[Trial], seed: int) -> Params | None:
             raise InputError(f"{sweep.path}: {error}") from error
         if run is None:
             return None
-        params = {name: plain(parameters[name], entry["value"]) for name, entry in run.config.items()}
+        params = {name: entry["value"] for name, entry in run.config.items()}
+        if sweep.content["method"] != "grid":  # which knows again what was tried by its exact values
+            params = {name: plain(parameters[name], value) for name, value in params.items()}
         if params not in tried:
             return params
     return None

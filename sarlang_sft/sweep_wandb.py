@@ -20,10 +20,13 @@ from sarlang_sft.run_files import holder_of, state_of
 from sarlang_sft.sweep_files import Sweep
 from sarlang_sft.sweep_local import BEAT, EVERY, Follower, run_local, stop_on_signals
 from sarlang_sft.trial_processes import LOG, STOPPED_EXIT, End, Slot, judge, torchrun
+from sarlang_sft.trial_processes import PATIENCE as TRIAL_PATIENCE
 from sarlang_sft.trials import FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Trial, Trials
 
 PROJECT = "sarlang-sft"
 PATIENCE = 60.0  # seconds for an answer of the server
+UNKNOWN = -signal.SIGKILL  # exit code of a trial whose torchrun said none: it may have been killed, and goes on
+ALIVE = ("PENDING", "RUNNING", "PAUSED")  # states of a sweep; in others the server turns agents away
 OTHERWISE = "or search without a server: --backend local"
 
 
@@ -48,10 +51,21 @@ def run_wandb(sweep: Sweep, trials: Trials, folders: Path, slots: list[Slot]) ->
         # W&B never hands out a run again whose process was killed: what is interrupted goes on under its id here.
         if not run_local(sweep, trials, folders, slots, 0, lambda trial: environment_of(path, folders, trial), False):
             return False
+        if is_over(path):
+            return True
         if not run_agents(sweep, trials, folders, slots, path):
             return False
         if all(trial.state != INTERRUPTED for trial in trials.all()):
             return True
+
+
+def is_over(path: str) -> bool:
+    """Whether the server has ended the sweep."""
+    found: list[str] = []
+    failure = BoundedCalls(most_hanging=1).run(lambda: found.append(wandb.Api().sweep(path).state), PATIENCE)
+    if failure:
+        raise InputError(f"--backend wandb: the sweep {path} cannot be found: {failure}; try again later, {OTHERWISE}")
+    return found[0].upper() not in ALIVE
 
 
 def check_login() -> None:
@@ -103,7 +117,8 @@ def environment_of(path: str, folders: Path, trial: Trial | None) -> dict[str, s
         "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
     }
     if trial is None:
-        return common
+        # A trial that is stopped has the time for its checkpoint, and then counts as a failed one to its agent.
+        return {**common, "WANDB_AGENT_KILL_DELAY": str(TRIAL_PATIENCE), "WANDB_AGENT_MAX_INITIAL_FAILURES": "100000"}
     ids = {"WANDB_SWEEP_ID": sweep_id, "WANDB_RUN_ID": trial.id}
     return {**common, **ids, "WANDB_SWEEP_PARAM_PATH": str(params_file(path, folders, trial.id))}
 
@@ -171,7 +186,11 @@ def take_over(trials: Trials, folders: Path, path: str) -> list[Trial]:
 
 
 def watch(follower: Follower, folders: Path, path: str, stopping: bool, seconds: float) -> None:
-    """Take over new trials, what they evaluated, and which are over."""
+    """Take over new trials, what they evaluated, and which are over.
+
+    Args:
+        seconds: Since this was asked for last, to count for those that run; 0 to count later.
+    """
     trials, may_stop = follower.trials, "early_terminate" in follower.sweep.content  # the server
     for trial in take_over(trials, folders, path):
         trials.set_running(trial)
@@ -186,13 +205,24 @@ def watch(follower: Follower, folders: Path, path: str, stopping: bool, seconds:
             follower.close(trial, folder, End(FINISHED, 0, ""), False)
         elif state == RUN_STOPPED and not stopping and may_stop and holder_of(folder) is None:
             follower.close(trial, folder, End(STOPPED_EARLY, STOPPED_EXIT, ""), False)
+        elif seconds and not stopping and (end := end_of(folder, "")).exit_code != UNKNOWN:
+            follower.close(trial, folder, end, False)
+            follower.check_first()
+
+
+def end_of(folder: Path, stopped: str) -> End:
+    """How a trial of an agent ended, by what it printed; see `judge`.
+
+    A torchrun that said nothing of its ranks still runs, was killed, or is about to end with its agent.
+    """
+    log = folder / LOG
+    printed = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return judge(printed, UNKNOWN, state_of(folder), stopped)
 
 
 def close_all(follower: Follower, folders: Path, stopping: bool) -> None:
-    """Judge the trials that are over, the agents having ended, by what they printed."""
+    """Judge the trials that are left, the agents having ended."""
     for trial in follower.trials.all():
         if trial.state == RUNNING:
-            log = folders / trial.id / LOG
-            printed = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-            end = judge(printed, 1, state_of(folders / trial.id), INTERRUPTED if stopping else "")
+            end = end_of(folders / trial.id, INTERRUPTED if stopping else "")
             follower.close(trial, folders / trial.id, end, False)

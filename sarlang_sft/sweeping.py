@@ -65,7 +65,7 @@ def open_sweep(sweep: Sweep, out: Path, backend: str, seed: int, ranks: int, ret
     counts = json.loads(json.dumps(what_counts(sweep), default=str))
     now = Beginning(str(sweep.path), sweep.text, counts, sweep.configs, seed, ranks, backend)
     store = out / STORE
-    if out.exists() and not store.is_file() and any(out.iterdir()):
+    if out.exists() and not store.is_file() and any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"--out {out}: holds something else than a sweep (no {STORE}); choose another")
     before = Trials(store).beginning() if store.is_file() else None
     if before is not None:

@@ -11,6 +11,9 @@ import sys
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h; kept by execve
 
 if __name__ == "__main__":
+    parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before this process was tied to it
+        os.kill(os.getpid(), signal.SIGTERM)
     os.execvp(sys.argv[1], sys.argv[1:])

@@ -74,9 +74,8 @@ def torchrun(program: Path, ranks: int, python: str = sys.executable) -> list[st
 
 
 def as_flags(params: dict[str, Any]) -> list[str]:
-    """Options as a command line has them, `config` first: what follows it wins."""
-    names = sorted(params, key=lambda name: (name != "config", name))
-    return [word for name in names for word in (f"--{name}", str(params[name]))]
+    """Options as a command line has them, where `-1e-05` alone would be taken for an option."""
+    return [f"--{name}={value}" for name, value in params.items()]
 
 
 class TrialProcess:

@@ -28,9 +28,11 @@ from sarlang_sft.run_files import append_evaluation, holder_of, read_evaluations
 from sarlang_sft.sweep_files import Sweep, read_sweep
 from sarlang_sft.sweep_local import Follower
 from sarlang_sft.sweep_options import check_options
+from sarlang_sft.sweep_picture import Scale
 from sarlang_sft.sweep_search import find_hopeless, propose
+from sarlang_sft.sweep_wandb import close_all, watch
 from sarlang_sft.sweeping import open_sweep, report_sweep
-from sarlang_sft.trial_processes import End, Slot, judge, split_gpus
+from sarlang_sft.trial_processes import End, Slot, as_flags, judge, split_gpus
 from sarlang_sft.trials import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Beginning, Trials
 from sarlang_sft.tuning import TuningArguments
 
@@ -83,6 +85,7 @@ BAD = [
     ({}, {"lora_r": {"min": 1.0, "max": 9.0}}, "lora_r: 5.0 is not of the type int"),
     ({}, {"lora_r": {"values": [4, "many"]}}, "lora_r: 'many' is not of the type int"),
     ({}, {"tasks": {"values": [["counting"]]}}, "tasks: .* not of the type"),
+    ({}, {"save_strategy": {"value": False}}, "save_strategy: False is not of the type"),
     ({}, {"output_dir": {"value": "x"}}, "output_dir: the sweep chooses it"),
     ({}, {"config": None}, "name a `config`"),
     ({"metric": {"name": "eval/acuracy", "goal": "maximize"}}, {}, "never logged; did you mean `eval/accuracy`"),
@@ -120,7 +123,7 @@ def test_the_shipped_sweeps_are_sound(path: Path, monkeypatch: pytest.MonkeyPatc
 
 def store_of(sweep: Sweep, tmp_path: Path) -> Trials:
     trials = Trials(tmp_path / "sweep.sqlite")
-    trials.begin(Beginning(str(sweep.path), sweep.text, {}, sweep.configs, 0, 1, "local"))
+    trials.begin(Beginning(str(sweep.path), sweep.text, {}, sweep.configs, 0, 2, "local"))
     return trials
 
 
@@ -158,6 +161,14 @@ def test_a_random_search_tries_nothing_twice_and_ends_when_all_is_tried(tmp_path
     path = write(tmp_path / "sweep.yaml", {"run_cap": 50}, {"learning_rate": {"values": [1e-3, 1e-2, 1e-1]}})
     sweep = read_sweep(path)
     assert len(run_through(sweep, store_of(sweep, tmp_path), 0)) == 6
+
+
+def test_a_grid_over_steps_that_binary_numbers_miss_is_tried_whole(tmp_path: Path) -> None:
+    dropout = {"distribution": "q_uniform", "min": 0.0, "max": 0.6, "q": 0.1}  # the fourth is 0.30000000000000004
+    parameters = {"learning_rate": {"value": 0.1}, "lora_dropout": dropout, "lora_r": {"value": 4}}
+    sweep = read_sweep(write(tmp_path / "sweep.yaml", {"method": "grid", "run_cap": None}, parameters))
+    trials = run_through(sweep, store_of(sweep, tmp_path), 0)
+    assert [round(params["lora_dropout"], 9) for params in trials] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
 
 
 def test_a_target_ends_the_search(tmp_path: Path) -> None:
@@ -213,6 +224,20 @@ def test_the_end_of_a_trial_is_told_from_its_ranks(
     end = judge(said + (TORCHRUN_SAYS.format(code=rank) if rank else ""), code, run, stopped)
     assert end.state == state and end.exit_code == (rank if rank else code)
     assert (end.note == said.strip()) == (state == FAILED)
+
+
+def test_options_reach_the_recipe_as_they_are_and_win_over_the_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("learning_rate: 1.0e-3\nmax_steps: 7\n")
+    params = {
+        "learning_rate": 1e-05, "weight_decay": -1e-05, "gradient_checkpointing": False, "lora_dropout": 0,
+        "config": str(tmp_path / "config.yaml"), "model_name_or_path": "x=y", "data": "--z", "output_dir": "o",
+        "use_cpu": True,
+    }  # fmt: skip
+    options = [ModelArguments, TuningArguments, DataArguments, TrainArguments]
+    model, tuning, data, training = parse_arguments(options, "", args=as_flags(params))
+    assert (training.learning_rate, training.weight_decay, training.max_steps) == (1e-05, -1e-05, 7)
+    assert training.gradient_checkpointing is False and tuning.lora_dropout == 0
+    assert (model.model_name_or_path, data.data) == ("x=y", "--z")
 
 
 def test_gpus_are_split_into_equal_sets() -> None:
@@ -368,9 +393,27 @@ def test_a_sweep_gives_up_when_its_first_trials_fail_and_says_why(tmp_path: Path
         InputError, match=r"first 3 trials failed, the last one with exit code 2: error: no data; .*again"
     ):
         follower.check_first()
+    good = trials.add({"learning_rate": 0.1, "lora_r": 4})
+    trials.set_over(good, FINISHED, 0)
+    follower.check_first()  # what was trained since tells that others can be
     trials.retry_failed()
     follower.check_first()
-    assert [trial.state for trial in trials.all()] == [INTERRUPTED] * 3
+    assert [trial.state for trial in trials.all()] == [INTERRUPTED] * 3 + [FINISHED]
+
+
+def test_trials_of_a_killed_sweep_are_judged_like_any_other(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path)
+    trials = store_of(sweep, tmp_path)
+    for number, scores in enumerate([{"eval_accuracy": 0.5}, {"eval_loss": 0.5}, {"eval_accuracy": 0.1}]):
+        trial = trials.add({"learning_rate": 0.1, "lora_r": 4})
+        trials.set_over(trial, RUNNING, None, "", fruitless=2)
+        folder = tmp_path / "trials" / trial.id
+        folder.mkdir(parents=True)
+        append_evaluation(folder, 2, scores)
+        (folder / "run.json").write_text(json.dumps({"state": "running" if number == 2 else "finished"}))
+    Follower(sweep, trials, tqdm(disable=True)).settle(tmp_path / "trials")
+    assert [trial.state for trial in trials.all()] == [FINISHED, FAILED, INTERRUPTED]
+    assert trials.all()[0].best("eval_accuracy", True) == 0.5 and trials.all()[2].fruitless == 2
 
 
 def test_a_trial_without_its_metric_or_that_is_killed_again_and_again_has_failed(tmp_path: Path) -> None:
@@ -430,6 +473,12 @@ def test_the_report_is_written_from_the_store_alone(tmp_path: Path) -> None:
     assert (training.learning_rate, tuning.lora_r, training.val_questions) == (0.01, 4, 20)
     assert training.output_dir == str(tmp_path / "anew") and training.lr_scheduler_type == "cosine"  # of the config
     assert "eval_accuracy 0.6 at step 20" in (tmp_path / "best.yaml").read_text()
+    assert "torchrun --nproc_per_node 2 " in (tmp_path / "best.yaml").read_text()
+
+
+def test_an_axis_of_a_distribution_that_gave_zero_is_linear() -> None:
+    scale = Scale("weight_decay", [0.0, 0.1], listed=False, log=True)
+    assert scale.place(0.0) < scale.place(0.05) < scale.place(0.1) and scale.ticks()
 
 
 def test_a_sweep_without_scores_still_has_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -457,6 +506,9 @@ def test_a_sweep_goes_on_only_with_the_file_that_it_was_started_with(
         open_sweep(other, tmp_path / "out", "local", 0, 1, False)
     with pytest.raises(InputError, match=r"--seed: 0 then, 1 now"):
         open_sweep(sweep_of(tmp_path), tmp_path / "out", "local", 1, 1, False)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/.sweep.lock").touch()  # killed then
+    open_sweep(sweep_of(tmp_path), tmp_path / "begun", "local", 0, 1, False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").touch()
     with pytest.raises(InputError, match="holds something else than a sweep"):
@@ -511,12 +563,32 @@ def test_wandbs_agents_run_a_sweep_that_is_rejoined_after_a_kill(
         driver.finish()
         assert server.sweep["metric"]["name"] == "eval/accuracy" and server.handed == ["run0", "run1"]
         assert Trials(driver.out / "sweep.sqlite").wandb == "me/sarlang-sft/s1"
+        server.state = "FINISHED"
+        server.refused.add("CreateAgent")  # as W&B does then
+        driver.finish()
+        assert "wandb agent me/sarlang-sft/s1" in (driver.out / "output").read_text()
     first, second = driver.all()
     assert [(first.id, first.state), (second.id, second.state)] == [("run0", FINISHED), ("run1", STOPPED_EARLY)]
     assert [trial.params["learning_rate"] for trial in (first, second)] == [0.1, 0.2]
     assert len(first.evaluations) == 40 > len(second.evaluations) > 0
     (begun, gone_on), again = ([int(line.split()[0]) for line in lines] for lines in driver.starts().values())
     assert begun == 0 < gone_on and again == [0]
+
+
+def test_a_trial_whose_agent_was_killed_goes_on_and_one_that_failed_is_told_at_once(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path)
+    trials = store_of(sweep, tmp_path)
+    follower, folders = Follower(sweep, trials, tqdm(disable=True)), tmp_path / "trials"
+    printed = ["step 7\n", "error: no data\n" + TORCHRUN_SAYS.format(code=2)]
+    for name, text in zip(("killed", "failed"), printed, strict=True):
+        trials.set_running(trials.add({"learning_rate": 0.1, "lora_r": 4}, name))
+        (folders / name).mkdir(parents=True)
+        (folders / name / "trial.log").write_text(text)
+    watch(follower, folders, "me/p/s1", False, 10.0)
+    assert [trial.state for trial in trials.all()] == [RUNNING, FAILED]
+    assert trials.all()[1].reason == "error: no data"
+    close_all(follower, folders, False)
+    assert [trial.state for trial in trials.all()] == [INTERRUPTED, FAILED]
 
 
 @pytest.mark.parametrize(

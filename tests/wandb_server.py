@@ -37,6 +37,7 @@ class WandbServer(ThreadingHTTPServer):
         self.planned: list[dict[str, Any]] = []
         self.handed: list[str] = []
         self.stops: set[str] = set()
+        self.state = "RUNNING"
 
     def environment(self) -> dict[str, str]:
         """What makes wandb talk to this server."""
@@ -65,7 +66,7 @@ class WandbServer(ThreadingHTTPServer):
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The data of a GraphQL answer; empty for what is not needed."""
-        if operation == "Viewer":
+        if operation in ("Viewer", "GetDefaultEntity"):
             return {"viewer": {**VIEWER, "teams": {"edges": []}}}
         if operation == "RunResumeStatus":
             return {"model": {"id": "p", "entity": ENTITY, "bucket": self.resume_status(variables["name"])}}
@@ -79,8 +80,8 @@ class WandbServer(ThreadingHTTPServer):
             self.sweep = yaml.safe_load(variables["config"])
             project = {"id": "p", "name": variables["projectName"], "entity": ENTITY}
             return {"upsertSweep": {"sweep": {"name": "s1", "project": project}, "configValidationWarnings": []}}
-        if operation == "SweepWithRuns":
-            sweep = {"id": "s", "name": "s1", "state": "RUNNING", "config": yaml.safe_dump(self.sweep)}
+        if operation in ("SweepWithRuns", "GetSweep"):
+            sweep = {"id": "s", "name": "s1", "state": self.state, "config": yaml.safe_dump(self.sweep)}
             return {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}
         if operation == "CreateAgent":
             return {"createAgent": {"agent": {"id": "a"}}}
