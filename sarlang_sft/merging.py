@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import torch
 from tqdm import tqdm
@@ -149,16 +150,20 @@ def _write_updated(
     """Write a tensor with its update from byte `start` of another file on; whether that changed it."""
     rows = Rows(update) if update else None
     row_size = stored.rows_and_columns()[1] * dtype.itemsize
+    changed = Event()  # once it is, comparing the other blocks would cost as much as computing them
 
-    def write(block: tuple[int, int]) -> bool:
+    def write(block: tuple[int, int]) -> None:
         first, count = block
         before = read_rows(files[0], stored, first, count)
         after = before.to(torch.float32, copy=True)
         after = (rows.apply(after, first) if rows else after).to(dtype)
         write_rows(files[1], start + first * row_size, after)
-        return rows is not None and not torch.equal(after, before.to(dtype))
+        if rows and not changed.is_set() and not torch.equal(after, before.to(dtype)):
+            changed.set()
 
-    return any(list(pool.map(write, row_blocks(stored))))
+    for _ in pool.map(write, row_blocks(stored)):
+        pass
+    return changed.is_set()
 
 
 def _check_finite(path: Path, changed: set[str], pool: ThreadPoolExecutor) -> None:
