@@ -71,8 +71,10 @@ def kind_of(folder: Path) -> str:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """An adapter's configuration and its tensors' names; raises [`InputError`] where they cannot be read."""
+    """An adapter's configuration and its tensors' names; raises [`InputError`] if it is no LoRA or cannot be read."""
     config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
+        raise InputError(f"--model {folder}: is no LoRA but {config.get('peft_type')}; LoRA and DoRA can be released")
     try:
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             names = [own_name(name) for name in file.keys()]  # noqa: SIM118 - it is no dictionary
@@ -82,9 +84,12 @@ def read_adapter(folder: Path) -> Adapter:
     reasons = [
         (outside, f"{len(outside)} of its {len(names)} tensors lie outside the language model (such as {{}})"),
         ([name for name in names if ".lora_" not in name], "it holds weights trained in full (such as {})"),
-        ([config["peft_type"]] * (config["peft_type"] != "LORA"), "it is no LoRA but {}"),
         (["DoRA"] * bool(config.get("use_dora")), "it is a {}"),
         (list(config.get("rank_pattern") or {}), "its layers have several ranks"),
+        (
+            list(config.get("alpha_pattern") or {}),
+            "its layers have several scales (lora_alpha)",
+        ),
         ([str(config["r"])] * (config["r"] > SERVED_RANKS[-1]), "its rank {} is above vLLM's largest"),
     ]
     unserved = next((reason.format(found[0]) for found, reason in reasons if found), None)
