@@ -31,6 +31,7 @@ from sarlang_sft.records import image_root_of, read_dialogue_table, read_records
 from sarlang_sft.release import merge_adapter
 from sarlang_sft.release_checks import ACCEPTABLE, accept
 from sarlang_sft.release_facts import collect
+from sarlang_sft.release_origin import read_adapter
 from sarlang_sft.scoring.captions import score_captions
 from sarlang_sft.scoring.predictions import join_predictions, made_from, write_result
 from sarlang_sft.scoring.vqa import score_vqa
@@ -367,6 +368,40 @@ def test_the_run_of_the_merged_adapter_is_found(made: Made, tmp_path: Path) -> N
     merged = copied(made, "merged", tmp_path / "merged")
     change(merged / "merge_report.json", adapters=[str(made.folder / "run")])
     assert "2 steps" in release(made, tmp_path / "out", merged, run=None)
+
+
+def test_an_adapter_trained_again_since_is_not_the_one_merged(made: Made, tmp_path: Path) -> None:
+    merged, run = copied(made, "merged", tmp_path / "merged"), copied(made, "run", tmp_path / "run")
+    weights = load_file(run / "adapter_model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, run / "adapter_model.safetensors")
+    change(merged / "merge_report.json", adapters=[str(run)])
+    score(tmp_path / "vqa.json", made.data, made.folder / "base", run)
+    with pytest.raises(InputError, match="its answers are of another model"):
+        release(made, tmp_path / "out", merged, run=None, scores=[tmp_path / "vqa.json"])
+    with pytest.raises(InputError, match="not the one that this run's folder holds"):
+        release(made, tmp_path / "out", merged, run=None, scores=["vqa.json"])
+
+
+def test_texts_of_a_tokenizer_are_not_taken_for_paths(made: Made, tmp_path: Path) -> None:
+    merged = copied(made, "merged", tmp_path / "merged")
+    texts = {"chat_template": "{{ 'say /no_think' }}", "added_tokens_decoder": {"7": {"content": "/"}}}
+    change(merged / "tokenizer_config.json", tokenizer_file=str(tmp_path / "tokenizer.json"), **texts)
+    release(made, tmp_path / "out", merged, run="run")
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert {name: written[name] for name in texts} == texts and written["tokenizer_file"] == "tokenizer.json"
+
+
+def test_an_adapter_that_vllm_would_scale_otherwise_is_served_merged(made: Made, tmp_path: Path) -> None:
+    assert read_adapter(made.folder / "run").unserved is None
+    change(copied(made, "run", tmp_path / "run") / "adapter_config.json", alpha_pattern={"q_proj": 4})
+    assert "several scales" in read_adapter(tmp_path / "run").unserved
+
+
+def test_only_lora_is_released(made: Made, tmp_path: Path) -> None:
+    config = copied(made, "run", tmp_path / "run") / "adapter_config.json"
+    config.write_text('{"peft_type": "IA3"}')
+    with pytest.raises(InputError, match="is no LoRA but IA3"):
+        release(made, tmp_path / "out", tmp_path / "run")
 
 
 def test_sources_of_the_published_data_have_their_terms(made: Made, tmp_path: Path) -> None:
