@@ -378,6 +378,16 @@ def test_trained_biases_are_merged_too(tiny: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(after[key], before[key] + 0.5)
 
 
+def test_what_older_servers_read_of_videos_is_kept(tinies: dict[str, Path], tmp_path: Path) -> None:
+    base, backbone = tmp_path / "base", BACKBONES["qwen3_vl"]
+    shutil.copytree(tinies["qwen3_vl"], base)
+    load_processor(str(base), backbone).video_processor.save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter", "qwen3_vl")
+    merge_adapter(str(base), str(adapter), tmp_path / "merged", logits_check=False)
+    name = "video_preprocessor_config.json"
+    assert json.loads((tmp_path / "merged" / name).read_text()) == json.loads((base / name).read_text())
+
+
 def test_a_killed_merge_leaves_nothing_under_its_name_and_the_next_one_is_whole(tiny: Path, tmp_path: Path) -> None:
     adapter, out = make_adapter(tiny, tmp_path / "adapter"), tmp_path / "merged"
     words = ["recipes/merge_adapter.py", "--base", tiny, "--adapter", adapter, "--out", out]
