@@ -44,6 +44,17 @@ class Training(NamedTuple):
     epochs: float | None
 
 
+class License(NamedTuple):
+    """A licence by the hub's name for it; where that is `other`, its own name and address."""
+
+    id: str
+    name: str | None = None
+    link: str | None = None
+
+    def __str__(self) -> str:
+        return self.name or self.id
+
+
 class Base(NamedTuple):
     """The base model.
 
@@ -58,7 +69,7 @@ class Base(NamedTuple):
     commit: str | None
     fingerprint: str | None
     path: str
-    license: str | None
+    license: License | None
 
 
 def kind_of(folder: Path) -> str:
@@ -132,13 +143,16 @@ def read_base(
     return Base(name, None if fingerprint else commit or None, fingerprint, path, _license_of(path, name))
 
 
-def _license_of(path: str, name: str | None) -> str | None:
+def _license_of(path: str, name: str | None) -> License | None:
     """The licence in the base model's own card, in its folder or in the hub's cache."""
     beside = str(Path(path) / "README.md") if path else None
     cached = try_to_load_from_cache(name, "README.md") if name else None
     for card in (beside, cached):
         if isinstance(card, str) and Path(card).is_file():
-            stated = ModelCard.load(card, ignore_metadata_errors=True).data.get("license")
-            if isinstance(stated, str):
-                return stated
+            front = ModelCard.load(card, ignore_metadata_errors=True).data
+            if isinstance(front.license, str):
+                link = front.license_link
+                if name and link and "://" not in link:
+                    link = f"https://huggingface.co/{name}/blob/main/{link}"
+                return License(front.license, front.license_name, link)
     return None

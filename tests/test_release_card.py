@@ -342,6 +342,19 @@ def test_licences_stand_where_they_are_stated(made: Made, tmp_path: Path) -> Non
     assert re.search(r"\| simulator \|.*\| CC0 \|", card)
 
 
+def test_a_licence_of_the_base_models_own_is_named(made: Made, tmp_path: Path) -> None:
+    base = copied(made, "base", tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE\n---\n")
+    run = copied(made, "run", tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())["facts"]
+    change(run / "run.json", facts=facts | {"options": facts["options"] | {"model_name_or_path": str(base)}})
+    card = release(made, tmp_path / "out", run=run, base="some/base")
+    front = ModelCard.load(tmp_path / "out/README.md").data
+    link = "https://huggingface.co/some/base/blob/main/LICENSE"
+    assert (front.license, front.license_name, front.license_link) == ("other", "qwen-research", link)
+    assert "qwen-research, the licence of the base model." in card and "is not stated. They derive" not in card
+
+
 def test_what_merging_recorded_is_told(made: Made, tmp_path: Path) -> None:
     merged = copied(made, "merged", tmp_path / "merged")
     parity = json.loads((merged / "merge_report.json").read_text())
