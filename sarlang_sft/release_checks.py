@@ -153,7 +153,7 @@ def accept(release: Release, accepted: list[str]) -> Release:
         if baseline_name(release, score) is None:
             raise InputError(
                 f"--baselines {score.path}: neither the base model's answers nor those of this model to exchanged "
-                "images (eval/generate.py --exchange_images)"
+                "images (eval/generate.py --exchange_images); answer with the base model as --run names it"
             )
     told = {name: "; ".join(str(concern) for concern in concerns if concern.name == name) for name in reasons}
     return replace(release, accepted={name: (what, reasons[name]) for name, what in told.items()})

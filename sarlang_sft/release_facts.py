@@ -238,5 +238,7 @@ def baseline_name(release: Release, score: Score) -> str | None:
         return "blind" if tuned else None
     begun_with = release.training.facts["base"] if release.training else None
     answered = settings.get("model_fingerprint")
-    same = answered and begun_with and not tuned and not surely_differ(answered, begun_with)
+    # One of the hub and one of a folder cannot be compared: then its name must be the base model's.
+    named = answered and not surely_differ(answered, begun_with) and answered.rpartition("@")[0] == release.base.name
+    same = answered and begun_with and not tuned and (answered == begun_with or named)
     return "base model" if same and settings.get("adapter_fingerprint") is None else None

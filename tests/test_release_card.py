@@ -59,7 +59,6 @@ def score(path: Path, data: Path, model: Path, adapter: Path | None, split: str 
         for number, row in enumerate(read_dialogue_table(data, split).to_pylist())
         for turn, text in enumerate(row["turns"])
     ]
-    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = {
         "model": str(model), "adapter": adapter and str(adapter), "data": str(data), "split": split, "bits": 0,
         "exchange_images": False, "max_new_tokens": 64, "dtype": "auto", "max_pixels": None,
@@ -67,6 +66,7 @@ def score(path: Path, data: Path, model: Path, adapter: Path | None, split: str 
         "adapter_fingerprint": adapter and base_fingerprint(str(adapter)),
     }  # fmt: skip
     keep_settings(predictions, made | settings)
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     captions = path.stem.startswith("captions")
     rows = join_predictions(predictions, data, split, captions)
     result = score_captions(rows, "official") if captions else score_vqa(rows, "exact")
@@ -320,6 +320,14 @@ def test_a_model_that_cannot_be_used_is_never_released(made: Made, tmp_path: Pat
     with pytest.raises(InputError, match=message):
         release(made, tmp_path / "out", tmp_path / "merged", run="run")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_the_hub_is_the_base_model_only_by_its_name(made: Made, tmp_path: Path) -> None:
+    score(tmp_path / "hub.json", made.data, made.folder / "base", None, model_fingerprint="some/base@c0ffee")
+    of = {"scores": ["vqa.json"], "baselines": [tmp_path / "hub.json"]}
+    with pytest.raises(InputError, match="neither the base model's answers"):
+        release(made, tmp_path / "out", base="other/base", **of)
+    assert "| base model, %" in release(made, tmp_path / "out", base="some/base", **of)
 
 
 def test_options_that_say_nothing_are_refused(made: Made, tmp_path: Path) -> None:
