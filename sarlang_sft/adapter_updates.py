@@ -16,7 +16,6 @@ from sarlang_sft.safetensors_stream import FLOATS, Stored, read_header, read_row
 from sarlang_sft.trainable import own_name
 
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 # Starts that leave the base's weights as they are; the others (PiSSA, OLoRA, CorDA, LoftQ ...) move a part of them.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -110,7 +109,7 @@ def _stored(adapter: Path, said: str) -> dict[str, Stored]:
     except SafetensorError as error:
         raise InputError(f"{said}: {WEIGHTS} is no whole safetensors file: {error}") from error
     # Where the head or the embedding is adapted, PEFT saves a copy of the base's weight too.
-    stored = {name: tensor for name, tensor in stored.items() if ".base_layer." not in name}
+    stored = {name: tensor for name, tensor in stored.items() if not name.endswith(".base_layer.weight")}
     if wrong := [name for name, tensor in stored.items() if tensor.kind not in FLOATS]:
         raise InputError(f"{said}: {wrong[0]} is of the type {stored[wrong[0]].kind}, which no adapter is kept in")
     return stored
@@ -169,7 +168,7 @@ def _by_tensor(model: PeftModel, stored: dict[str, Stored], said: str) -> Iterat
         yield f"{own_name(name)}.weight", LowRank(a, b, magnitude, module.scaling["default"])
     for name, tensor in stored.items():
         if ".lora_" not in name:
-            yield name.removeprefix(PREFIX), Replaced(tensor)
+            yield own_name(name), Replaced(tensor)
 
 
 def changes_something(base: dict[str, Stored], updates: dict[str, Update]) -> bool:

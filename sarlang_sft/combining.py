@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from sarlang_sft.adapter_updates import PREFIX, WEIGHTS, read_config
+from sarlang_sft.adapter_updates import WEIGHTS, read_config
 from sarlang_sft.errors import InputError
+from sarlang_sft.trainable import own_name
 
 # How several adapters become one, and what PEFT calls it: its own `linear` adds A and B apart, with cross terms.
 WAYS = {"linear": "cat", "ties": "ties", "dare_linear": "dare_linear", "dare_ties": "dare_ties"}
@@ -93,7 +94,7 @@ def combine_adapters(blend: Blend, skeleton: PreTrainedModel, out: Path) -> None
         raise InputError(f"--combine {blend.combine}: PEFT cannot combine these adapters so: {error}") from error
     tensors = get_peft_model_state_dict(tuned, adapter_name="combined")
     ranks = {
-        name.removeprefix(PREFIX).removesuffix(".lora_A.weight"): len(tensor)
+        own_name(name).removesuffix(".lora_A.weight"): len(tensor)
         for name, tensor in tensors.items()
         if name.endswith(".lora_A.weight")
     }

@@ -38,6 +38,8 @@ def write_companions(
     processor.save_pretrained(out)
     if (base / "preprocessor_config.json").is_file():
         processor.image_processor.save_pretrained(out)
+    if (base / "video_preprocessor_config.json").is_file():
+        processor.video_processor.save_pretrained(out)
     if (base / "chat_template.json").is_file() and isinstance(processor.chat_template, str):
         _write_json(out / "chat_template.json", {"chat_template": processor.chat_template})
     older = [base / name for name in OLDER_TOKENIZER if (base / name).is_file()]

@@ -60,6 +60,8 @@ def stored_files(folder: Path) -> list[Path]:
     if index.is_file():
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     for name in sorted(names):
+        if name != Path(name).name:
+            raise InputError(f"model {folder}: {INDEX} names the file {name!r}, which does not lie in that folder")
         if not (folder / name).is_file():
             raise InputError(f"model {folder}: {name} is missing; only safetensors are read, never pickled weights")
     return [folder / name for name in sorted(names)]

@@ -97,9 +97,10 @@ def write_merged(base: Checkpoint, updates: dict[str, Update], kinds: dict[str, 
         The names of the tensors that the updates changed, after rounding.
 
     Raises:
-        InputError: A changed tensor, read again from the disk, holds a NaN or infinity.
+        InputError: A tensor that was not just copied, read again from the disk, holds a NaN or infinity.
     """
     changed: set[str] = set()
+    rounded: set[str] = set()  # anew: 16 bits may hold no such number
     total = sum(stored.size for stored in base.tensors.values())
     with tqdm(total=total, desc="merging", unit="B", unit_scale=True) as progress, _workers() as pool:
         for path, tensors in base.files.items():
@@ -110,10 +111,12 @@ def write_merged(base: Checkpoint, updates: dict[str, Update], kinds: dict[str, 
                     stored, update = tensors[name], updates.get(name)
                     if update is None and kinds[name] == stored.kind:
                         copy_bytes(*files, stored, start)
-                    elif _write_updated(files, stored, start, update, FLOATS[kinds[name]], pool):
-                        changed.add(name)
+                    else:
+                        rounded.add(name)
+                        if _write_updated(files, stored, start, update, FLOATS[kinds[name]], pool):
+                            changed.add(name)
                     progress.update(stored.size)
-            _check_finite(out / path.name, changed, pool)
+            _check_finite(out / path.name, rounded, pool)
     index = base.folder / INDEX
     if index.is_file():
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -166,7 +169,7 @@ def _write_updated(
     return changed.is_set()
 
 
-def _check_finite(path: Path, changed: set[str], pool: ThreadPoolExecutor) -> None:
+def _check_finite(path: Path, rounded: set[str], pool: ThreadPoolExecutor) -> None:
     tensors, _ = read_header(path)
     with open(path, "rb") as file:
 
@@ -174,11 +177,11 @@ def _check_finite(path: Path, changed: set[str], pool: ThreadPoolExecutor) -> No
             low, high = torch.aminmax(read_rows(file.fileno(), stored, *block))  # a NaN becomes both
             return bool(low.isfinite() and high.isfinite())
 
-        for name in changed & tensors.keys():
+        for name in rounded & tensors.keys():
             if not all(pool.map(partial(finite, tensors[name]), row_blocks(tensors[name]))):
                 raise InputError(
                     f"{name}: merged in {tensors[name].kind}, it holds values that are no numbers; nothing was "
-                    "written. The adapter is damaged, or needs --dtype float32"
+                    "written. Merge with --dtype float32; if it is said then too, the adapter or the base is damaged"
                 )
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.records import SPLITS
 from sarlang_sft.release_facts import CAPTIONS, VQA, Data, Release, Score, baseline_name
-from sarlang_sft.release_origin import ADAPTER
+from sarlang_sft.release_origin import ADAPTER, License
 from sarlang_sft.run_facts import FREE_GROUPS, MEANS, NOTHING
 from sarlang_sft.sarlang import SARDET, SIMULATED
 from sarlang_sft.tuning import PLAIN, TuningArguments
@@ -82,14 +82,15 @@ def write_card(release: Release, path: Path) -> None:
 
 def card_data(release: Release) -> ModelCardData:
     """The front matter; of what is not known, nothing stands there."""
-    license = release.license or release.base.license
+    license = (License(release.license) if release.license else release.base.license) or License("other")
     return ModelCardData(
         base_model=release.base.name,
         base_model_relation=("adapter" if release.kind == ADAPTER else "finetune") if release.base.name else None,
         library_name="peft" if release.kind == ADAPTER else "transformers",
         pipeline_tag="image-text-to-text",
-        license=license or "other",
-        license_name=None if license else "not-stated",
+        license=license.id,
+        license_name=license.name or ("not-stated" if license.id == "other" else None),
+        license_link=license.link,
         datasets=[SARLANG_ON_HUB] if _has_sarlang(release) else None,
         tags=["sar", "radar", "remote-sensing", "vision-language", *(["lora"] if release.kind == ADAPTER else [])],
         model_name=release.name.rpartition("/")[2],

@@ -78,13 +78,16 @@ def keep_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write beside a predictions file what it is made with.
 
     Raises:
-        InputError: The file was begun with other settings, so that continuing it would mix two models' answers.
+        InputError: The file was begun with other settings, or nothing says with which, so that continuing it could
+            mix two models' answers and sign them as one's.
     """
     beside = settings_beside(path)
-    if path.is_file() and beside.is_file():
-        begun = json.loads(beside.read_text(encoding="utf-8"))
+    if path.is_file() and path.stat().st_size:
+        begun = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
         for name, value in settings.items():
-            if name in begun and begun[name] != value:
+            if name not in begun:
+                raise InputError(f"{path}: holds answers, and nothing says with which {name}; choose another --out")
+            if begun[name] != value:
                 raise InputError(f"{path}: was begun with {name} {begun[name]!r}, not {value!r}; choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from sarlang_sft.imagery import OPS_FILE
 from sarlang_sft.model_card import base_id, write_card
 from sarlang_sft.records import file_hash
 from sarlang_sft.release import REPORT
-from sarlang_sft.release_checks import WEIGHTS_INDEX, check_files, weight_files
+from sarlang_sft.release_checks import check_files, weight_files
 from sarlang_sft.release_facts import Release
 from sarlang_sft.release_origin import RUN
 from sarlang_sft.scoring.predictions import read_json
@@ -25,6 +25,8 @@ from sarlang_sft.whole_output import whole_folder
 
 CHECKSUMS = "SHA256SUMS"
 PROCESSOR_FILES = {"processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", OPS_FILE}
+# Of a tokenizer or processor: `/think` and `/` are no paths there.
+TEXTS = {"chat_template", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"}
 NAMES_A_MODEL = {"_name_or_path", "name_or_path", "base_model_name_or_path"}
 _PATH = re.compile(r"(?<![\w:/.~<])~?(?:/[^\s/'\",:;()\[\]]+)+/?")
 
@@ -38,10 +40,9 @@ def write_release(release: Release, out: Path) -> None:
     """
     check_files(release)
     weights = weight_files(release)
-    kept = [*weights, release.folder / WEIGHTS_INDEX]
     with whole_folder(out) as building:
         for path in sorted(release.folder.iterdir()):
-            if path in kept:
+            if path in weights:
                 _link(path, building / path.name)
             elif path.name == REPORT or (path.name.endswith("config.json") and MODEL_FILES.fullmatch(path.name)):
                 _write(building / path.name, _without_model_paths(read_json(path), release))
@@ -91,7 +92,7 @@ def _write(path: Path, content: Any) -> None:
 def _without_model_paths(config: dict[str, Any], release: Release) -> dict[str, Any]:
     """A model's configuration in which other models are named as the release names them."""
     named = {name: base_id(release) for name in NAMES_A_MODEL & config.keys() if config[name]}
-    return without_paths(config | named)
+    return without_paths(config | named) | {name: config[name] for name in TEXTS & config.keys()}
 
 
 def without_paths(content: Any) -> Any:

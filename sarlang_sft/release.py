@@ -13,6 +13,7 @@ from sarlang_sft.combining import Blend, check_plain, combine_adapters
 from sarlang_sft.companions import check_companions, write_companions
 from sarlang_sft.environment import versions
 from sarlang_sft.errors import InputError
+from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.imagery import load_ops, save_ops
 from sarlang_sft.loading import DTYPES, load_processor, module_names
 from sarlang_sft.merge_base import NOT_QUANTISED, Base, check_same_base, open_base, read_facts
@@ -44,6 +45,7 @@ class MergeReport:
         samples: Inputs whose logits were compared.
         logits: The same figures in this dtype and in float32.
         adapters: Folders.
+        adapter_fingerprints: Of the folders' contents: another adapter may lie there later.
         density: None where every value is kept.
         trained_in_bits: 4 or 8 if an adapter was trained on a base that was quantised while it loaded, else 0.
         base_fingerprint: See `base_fingerprint`.
@@ -60,6 +62,7 @@ class MergeReport:
     base: str
     base_fingerprint: str
     adapters: list[str]
+    adapter_fingerprints: list[str]
     weights: list[float]
     combine: str
     density: float | None
@@ -127,6 +130,7 @@ def merge_adapters(base: str, blend: Blend, out: Path, dtype: str = "auto", logi
                 base=base,
                 base_fingerprint=opened.fingerprint,
                 adapters=blend.adapters,
+                adapter_fingerprints=[base_fingerprint(adapter) for adapter in blend.adapters],
                 weights=blend.weights,
                 combine=blend.combine,
                 density=blend.kept(),

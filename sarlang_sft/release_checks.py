@@ -28,7 +28,7 @@ ACCEPTABLE = {
     "split": "a score is not on the split test",
     "data": "data that was trained or scored on is not given",
     "merge_check": "the merged model was not compared with the adapted one, or differs from it",
-    "run": "the run is unknown or did not finish",
+    "run": "the run is unknown, did not finish, or is not that of the adapter merged",
     "base": "nobody else can load the adapter's base model",
 }
 
@@ -113,6 +113,9 @@ def _of_merge(release: Release) -> Iterator[Concern]:
 def _of_training(release: Release) -> Iterator[Concern]:
     if release.training is None:
         yield Concern("run", "--run", "how it was trained is not known", "name the output folder of its training")
+    elif release.other_run:
+        what = "the adapter merged is not the one that this run's folder holds: the recipe may be another's"
+        yield Concern("run", "--run", what, "name the run of that adapter, or merge this one")
     elif release.training.state != FINISHED:
         what = f"its training did not finish ({release.training.state})"
         yield Concern("run", "--run", what, "start the same training again")
@@ -150,7 +153,7 @@ def accept(release: Release, accepted: list[str]) -> Release:
         if baseline_name(release, score) is None:
             raise InputError(
                 f"--baselines {score.path}: neither the base model's answers nor those of this model to exchanged "
-                "images (eval/generate.py --exchange_images)"
+                "images (eval/generate.py --exchange_images); answer with the base model as --run names it"
             )
     told = {name: "; ".join(str(concern) for concern in concerns if concern.name == name) for name in reasons}
     return replace(release, accepted={name: (what, reasons[name]) for name, what in told.items()})

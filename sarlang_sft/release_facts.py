@@ -76,6 +76,7 @@ class Release:
         name: What its users will call it: the hub's `user/repo`, or the folder's name.
         kind: `adapter`, `merged` (from base and adapters) or `trained` (in full).
         fingerprints: That scores of it may name: its own, and that of the adapter merged into it.
+        other_run: Whether the run's adapter is none of those merged.
         accepted: What speaks against the release, and why it is released all the same.
     """
 
@@ -83,6 +84,7 @@ class Release:
     folder: Path
     kind: str
     fingerprints: set[str]
+    other_run: bool
     adapter: Adapter | None
     base: Base
     training: Training | None
@@ -134,8 +136,13 @@ def read_score(path: Path) -> Score:
 
 
 def read_merge(folder: Path) -> dict[str, Any] | None:
-    """What merging reported; None if nothing."""
-    return read_json(folder / REPORT) if (folder / REPORT).is_file() else None
+    """What merging reported; None if nothing. Raises [`InputError`] if it is no report."""
+    if not (folder / REPORT).is_file():
+        return None
+    report = read_json(folder / REPORT)
+    if not report.keys() >= {"base", "base_fingerprint", "adapters", "adapter_fingerprints", "weights"}:
+        raise InputError(f"{folder / REPORT}: is no report of recipes/merge_adapter.py of this version; merge again")
+    return report
 
 
 def read_processor(folder: Path) -> dict[str, Any]:
@@ -175,12 +182,16 @@ def collect(
     if training and merge and surely_differ(training.facts["base"], merge.get("base_fingerprint")):
         raise InputError(f"--run {run}: began with another base model than the one merged; name the adapter's run")
     folders = [read_data(folder) for folder in data]
-    answering = [model, run or sole] if kind == MERGED and not _is_blend(merge) else [model]
+    trained_to = base_fingerprint(str(run or sole)) if kind == MERGED and (run or sole) else None
+    answering = {base_fingerprint(str(model))}
+    if kind == MERGED and not _is_blend(merge):  # what was merged, not what its folder holds by now
+        answering |= set(merge["adapter_fingerprints"]) if merge else {trained_to} - {None}
     return Release(
         name=name,
         folder=model,
         kind=kind,
-        fingerprints={base_fingerprint(str(folder)) for folder in answering if folder},
+        fingerprints=answering,
+        other_run=bool(trained_to and merge and trained_to not in merge["adapter_fingerprints"]),
         adapter=adapter,
         base=read_base(base, training, merge, adapter),
         training=training,
@@ -227,5 +238,7 @@ def baseline_name(release: Release, score: Score) -> str | None:
         return "blind" if tuned else None
     begun_with = release.training.facts["base"] if release.training else None
     answered = settings.get("model_fingerprint")
-    same = answered and begun_with and not tuned and not surely_differ(answered, begun_with)
+    # One of the hub and one of a folder cannot be compared: then its name must be the base model's.
+    named = answered and not surely_differ(answered, begun_with) and answered.rpartition("@")[0] == release.base.name
+    same = answered and begun_with and not tuned and (answered == begun_with or named)
     return "base model" if same and settings.get("adapter_fingerprint") is None else None

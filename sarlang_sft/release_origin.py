@@ -44,6 +44,17 @@ class Training(NamedTuple):
     epochs: float | None
 
 
+class License(NamedTuple):
+    """A licence by the hub's name for it; where that is `other`, its own name and address."""
+
+    id: str
+    name: str | None = None
+    link: str | None = None
+
+    def __str__(self) -> str:
+        return self.name or self.id
+
+
 class Base(NamedTuple):
     """The base model.
 
@@ -58,7 +69,7 @@ class Base(NamedTuple):
     commit: str | None
     fingerprint: str | None
     path: str
-    license: str | None
+    license: License | None
 
 
 def kind_of(folder: Path) -> str:
@@ -71,8 +82,10 @@ def kind_of(folder: Path) -> str:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """An adapter's configuration and its tensors' names; raises [`InputError`] where they cannot be read."""
+    """An adapter's configuration and its tensors' names; raises [`InputError`] if it is no LoRA or cannot be read."""
     config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
+        raise InputError(f"--model {folder}: is no LoRA but {config.get('peft_type')}; LoRA and DoRA can be released")
     try:
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             names = [own_name(name) for name in file.keys()]  # noqa: SIM118 - it is no dictionary
@@ -82,9 +95,12 @@ def read_adapter(folder: Path) -> Adapter:
     reasons = [
         (outside, f"{len(outside)} of its {len(names)} tensors lie outside the language model (such as {{}})"),
         ([name for name in names if ".lora_" not in name], "it holds weights trained in full (such as {})"),
-        ([config["peft_type"]] * (config["peft_type"] != "LORA"), "it is no LoRA but {}"),
         (["DoRA"] * bool(config.get("use_dora")), "it is a {}"),
         (list(config.get("rank_pattern") or {}), "its layers have several ranks"),
+        (
+            list(config.get("alpha_pattern") or {}),
+            "its layers have several scales (lora_alpha)",
+        ),
         ([str(config["r"])] * (config["r"] > SERVED_RANKS[-1]), "its rank {} is above vLLM's largest"),
     ]
     unserved = next((reason.format(found[0]) for found, reason in reasons if found), None)
@@ -127,13 +143,16 @@ def read_base(
     return Base(name, None if fingerprint else commit or None, fingerprint, path, _license_of(path, name))
 
 
-def _license_of(path: str, name: str | None) -> str | None:
+def _license_of(path: str, name: str | None) -> License | None:
     """The licence in the base model's own card, in its folder or in the hub's cache."""
     beside = str(Path(path) / "README.md") if path else None
     cached = try_to_load_from_cache(name, "README.md") if name else None
     for card in (beside, cached):
         if isinstance(card, str) and Path(card).is_file():
-            stated = ModelCard.load(card, ignore_metadata_errors=True).data.get("license")
-            if isinstance(stated, str):
-                return stated
+            front = ModelCard.load(card, ignore_metadata_errors=True).data
+            if isinstance(front.license, str):
+                link = front.license_link
+                if name and link and "://" not in link:
+                    link = f"https://huggingface.co/{name}/blob/main/{link}"
+                return License(front.license, front.license_name, link)
     return None

@@ -114,6 +114,8 @@ def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
     half = "".join(line + "\n" for line in whole.splitlines()[:11]) + '{"id": "torn'
     (tmp_path / "half").mkdir()
     (tmp_path / "half/predictions.jsonl").write_text(half)
+    assert "nothing says with which model" in run_script(*words, tmp_path / "half", code=2)
+    shutil.copyfile(tmp_path / "predictions.settings.json", tmp_path / "half/predictions.settings.json")
     assert "19 answers written, 30 in all" in run_script(*words, tmp_path / "half")
     continued = [json.loads(line) for line in (tmp_path / "half/predictions.jsonl").read_text().splitlines()]
     assert {row["id"]: row["predict"] for row in continued} == {row["id"]: row["predict"] for row in rows}

@@ -269,6 +269,11 @@ def remove_shard(base: Path, adapter: Path) -> None:
     sorted(base.glob("model-*.safetensors"))[1].unlink()
 
 
+def point_outside(base: Path, adapter: Path) -> None:
+    index = (base / INDEX).read_text()
+    (base / INDEX).write_text(index.replace("model-00002", "../base/model-00002"))
+
+
 def adapt(target: str) -> Callable[[Path, Path], None]:
     def write(base: Path, adapter: Path) -> None:
         tuned = get_peft_model(QWEN.model_class.from_pretrained(base), LoraConfig(target_modules=[target]))
@@ -287,6 +292,7 @@ def adapt(target: str) -> Callable[[Path, Path], None]:
         (cut("adapter_model.safetensors"), r"adapter_model.safetensors is no whole safetensors file"),
         (cut("model-00002-of-00002.safetensors"), r"model-00002-of-00002.safetensors is no whole safetensors file"),
         (remove_shard, r"model-00002-of-00002.safetensors is missing"),
+        (point_outside, r"names the file '../base/model-00002-of-00002.safetensors', which does not lie in that"),
         (configure("config.json", quantization_config={"load_in_4bit": True}), r"stored quantised .* in 16 bits"),
         (configure("adapter_config.json", init_lora_weights="pissa"), r"init_lora_weights pissa, .* convert it first"),
         (configure("adapter_config.json", peft_type="IA3"), r"is a .*IA3; LoRA, rsLoRA and DoRA can be merged"),
@@ -343,6 +349,43 @@ def test_another_dtype_is_written_in_weights_and_configuration(tiny: Path, tmp_p
     assert {tensor.dtype for tensor in all_tensors(tmp_path / "merged").values()} == {torch.float16}
     assert load_tuned(str(tmp_path / "merged"), None).model.dtype == torch.float16
     assert json.loads((tmp_path / "merged/config.json").read_text())["dtype"] == "float16"
+
+
+def test_a_value_beyond_float16_is_refused_where_no_adapter_is_too(tiny: Path, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", make_adapter(tiny, tmp_path / "adapter")
+    shutil.copytree(tiny, base)
+    tensors = load_file(base / "model.safetensors")
+    key = next(key for key in tensors if key.endswith("input_layernorm.weight"))
+    tensors[key][0] = 1e5
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"input_layernorm.weight: merged in F16, .* Merge with --dtype float32"):
+        merge_adapter(str(base), str(adapter), tmp_path / "merged", "float16", logits_check=False)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_trained_biases_are_merged_too(tiny: Path, tmp_path: Path) -> None:
+    tuned = get_peft_model(QWEN.model_class.from_pretrained(tiny), LoraConfig(target_modules=["q_proj"], bias="all"))
+    with torch.no_grad():
+        for name, parameter in move(tuned).named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(0.5)
+    adapter = save_adapter(tuned, tiny, QWEN, tmp_path / "adapter")
+    merge_adapter(str(tiny), str(adapter), tmp_path / "merged")
+    before, after = all_tensors(tiny), all_tensors(tmp_path / "merged")
+    biases = [key for key in before if key.endswith("bias")]
+    assert any("q_proj" in key for key in biases)
+    for key in biases:
+        torch.testing.assert_close(after[key], before[key] + 0.5)
+
+
+def test_what_older_servers_read_of_videos_is_kept(tinies: dict[str, Path], tmp_path: Path) -> None:
+    base, backbone = tmp_path / "base", BACKBONES["qwen3_vl"]
+    shutil.copytree(tinies["qwen3_vl"], base)
+    load_processor(str(base), backbone).video_processor.save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter", "qwen3_vl")
+    merge_adapter(str(base), str(adapter), tmp_path / "merged", logits_check=False)
+    name = "video_preprocessor_config.json"
+    assert json.loads((tmp_path / "merged" / name).read_text()) == json.loads((base / name).read_text())
 
 
 def test_a_killed_merge_leaves_nothing_under_its_name_and_the_next_one_is_whole(tiny: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from sarlang_sft.records import image_root_of, read_dialogue_table, read_records
 from sarlang_sft.release import merge_adapter
 from sarlang_sft.release_checks import ACCEPTABLE, accept
 from sarlang_sft.release_facts import collect
+from sarlang_sft.release_origin import read_adapter
 from sarlang_sft.scoring.captions import score_captions
 from sarlang_sft.scoring.predictions import join_predictions, made_from, write_result
 from sarlang_sft.scoring.vqa import score_vqa
@@ -58,7 +59,6 @@ def score(path: Path, data: Path, model: Path, adapter: Path | None, split: str 
         for number, row in enumerate(read_dialogue_table(data, split).to_pylist())
         for turn, text in enumerate(row["turns"])
     ]
-    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = {
         "model": str(model), "adapter": adapter and str(adapter), "data": str(data), "split": split, "bits": 0,
         "exchange_images": False, "max_new_tokens": 64, "dtype": "auto", "max_pixels": None,
@@ -66,6 +66,7 @@ def score(path: Path, data: Path, model: Path, adapter: Path | None, split: str 
         "adapter_fingerprint": adapter and base_fingerprint(str(adapter)),
     }  # fmt: skip
     keep_settings(predictions, made | settings)
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     captions = path.stem.startswith("captions")
     rows = join_predictions(predictions, data, split, captions)
     result = score_captions(rows, "official") if captions else score_vqa(rows, "exact")
@@ -321,6 +322,14 @@ def test_a_model_that_cannot_be_used_is_never_released(made: Made, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_the_hub_is_the_base_model_only_by_its_name(made: Made, tmp_path: Path) -> None:
+    score(tmp_path / "hub.json", made.data, made.folder / "base", None, model_fingerprint="some/base@c0ffee")
+    of = {"scores": ["vqa.json"], "baselines": [tmp_path / "hub.json"]}
+    with pytest.raises(InputError, match="neither the base model's answers"):
+        release(made, tmp_path / "out", base="other/base", **of)
+    assert "| base model, %" in release(made, tmp_path / "out", base="some/base", **of)
+
+
 def test_options_that_say_nothing_are_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is nothing of this kind to accept"):
         release(made, tmp_path / "out", accepted=["split: only in case"])
@@ -339,6 +348,19 @@ def test_licences_stand_where_they_are_stated(made: Made, tmp_path: Path) -> Non
     front = ModelCard.load(tmp_path / "out/README.md").data
     assert (front.license, front.base_model, front.base_model_relation) == ("apache-2.0", "some/base", "finetune")
     assert re.search(r"\| simulator \|.*\| CC0 \|", card)
+
+
+def test_a_licence_of_the_base_models_own_is_named(made: Made, tmp_path: Path) -> None:
+    base = copied(made, "base", tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE\n---\n")
+    run = copied(made, "run", tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())["facts"]
+    change(run / "run.json", facts=facts | {"options": facts["options"] | {"model_name_or_path": str(base)}})
+    card = release(made, tmp_path / "out", run=run, base="some/base")
+    front = ModelCard.load(tmp_path / "out/README.md").data
+    link = "https://huggingface.co/some/base/blob/main/LICENSE"
+    assert (front.license, front.license_name, front.license_link) == ("other", "qwen-research", link)
+    assert "qwen-research, the licence of the base model." in card and "is not stated. They derive" not in card
 
 
 def test_what_merging_recorded_is_told(made: Made, tmp_path: Path) -> None:
@@ -367,6 +389,40 @@ def test_the_run_of_the_merged_adapter_is_found(made: Made, tmp_path: Path) -> N
     merged = copied(made, "merged", tmp_path / "merged")
     change(merged / "merge_report.json", adapters=[str(made.folder / "run")])
     assert "2 steps" in release(made, tmp_path / "out", merged, run=None)
+
+
+def test_an_adapter_trained_again_since_is_not_the_one_merged(made: Made, tmp_path: Path) -> None:
+    merged, run = copied(made, "merged", tmp_path / "merged"), copied(made, "run", tmp_path / "run")
+    weights = load_file(run / "adapter_model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, run / "adapter_model.safetensors")
+    change(merged / "merge_report.json", adapters=[str(run)])
+    score(tmp_path / "vqa.json", made.data, made.folder / "base", run)
+    with pytest.raises(InputError, match="its answers are of another model"):
+        release(made, tmp_path / "out", merged, run=None, scores=[tmp_path / "vqa.json"])
+    with pytest.raises(InputError, match="not the one that this run's folder holds"):
+        release(made, tmp_path / "out", merged, run=None, scores=["vqa.json"])
+
+
+def test_texts_of_a_tokenizer_are_not_taken_for_paths(made: Made, tmp_path: Path) -> None:
+    merged = copied(made, "merged", tmp_path / "merged")
+    texts = {"chat_template": "{{ 'say /no_think' }}", "added_tokens_decoder": {"7": {"content": "/"}}}
+    change(merged / "tokenizer_config.json", tokenizer_file=str(tmp_path / "tokenizer.json"), **texts)
+    release(made, tmp_path / "out", merged, run="run")
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert {name: written[name] for name in texts} == texts and written["tokenizer_file"] == "tokenizer.json"
+
+
+def test_an_adapter_that_vllm_would_scale_otherwise_is_served_merged(made: Made, tmp_path: Path) -> None:
+    assert read_adapter(made.folder / "run").unserved is None
+    change(copied(made, "run", tmp_path / "run") / "adapter_config.json", alpha_pattern={"q_proj": 4})
+    assert "several scales" in read_adapter(tmp_path / "run").unserved
+
+
+def test_only_lora_is_released(made: Made, tmp_path: Path) -> None:
+    config = copied(made, "run", tmp_path / "run") / "adapter_config.json"
+    config.write_text('{"peft_type": "IA3"}')
+    with pytest.raises(InputError, match="is no LoRA but IA3"):
+        release(made, tmp_path / "out", tmp_path / "run")
 
 
 def test_sources_of_the_published_data_have_their_terms(made: Made, tmp_path: Path) -> None:
