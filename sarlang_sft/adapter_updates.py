@@ -128,6 +128,8 @@ def read_config(adapter: Path, said: str) -> LoraConfig:
             f"{said}: began with init_lora_weights {config.init_lora_weights}, which moves a part of the base's "
             "weights into the adapter; convert it first (PEFT: path_initial_model_for_weight_conversion)"
         )
+    if config.layer_replication:
+        raise InputError(f"{said}: repeats layers of the base (layer_replication), which no merge of tensors can")
     return config
 
 

@@ -15,6 +15,7 @@ import torch
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # by the names that options have
+COPIED = 8 << 20  # bytes at once
 BLOCK = 1 << 18  # elements of a block: larger ones leave the processor's caches and are slower
 
 
@@ -97,14 +98,12 @@ def write_bytes(file: int, start: int, content: bytes | memoryview) -> None:
 
 
 def copy_bytes(source: int, target: int, stored: Stored, start: int) -> None:
-    """Copy a tensor to byte `start` of another file; the system does it."""
-    os.lseek(target, start, os.SEEK_SET)
-    done = 0
-    while done < stored.size:
-        sent = os.sendfile(target, source, stored.start + done, stored.size - done)
-        if not sent:
-            raise OSError(f"{stored.path} ends in the middle of a tensor")
-        done += sent
+    """Copy a tensor to byte `start` of another file."""
+    content = memoryview(bytearray(min(COPIED, stored.size)))
+    for done in range(0, stored.size, COPIED):
+        part = content[: stored.size - done]
+        read_into(part, source, stored.start + done)
+        write_bytes(target, start + done, part)
 
 
 def read_rows(file: int, stored: Stored, first: int, count: int) -> torch.Tensor:
