@@ -294,6 +294,7 @@ def adapt(target: str) -> Callable[[Path, Path], None]:
         (remove_shard, r"model-00002-of-00002.safetensors is missing"),
         (point_outside, r"names the file '../base/model-00002-of-00002.safetensors', which does not lie in that"),
         (configure("config.json", quantization_config={"load_in_4bit": True}), r"stored quantised .* in 16 bits"),
+        (configure("adapter_config.json", layer_replication=[[0, 2], [1, 2]]), r"repeats layers of the base"),
         (configure("adapter_config.json", init_lora_weights="pissa"), r"init_lora_weights pissa, .* convert it first"),
         (configure("adapter_config.json", peft_type="IA3"), r"is a .*IA3; LoRA, rsLoRA and DoRA can be merged"),
         (adapt("lm_head"), r"changes lm_head.weight, which this model ties to another"),

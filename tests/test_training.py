@@ -21,7 +21,7 @@ from sarlang_sft.imagery import load_ops
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.packing import PlannedRows
-from sarlang_sft.release import sample_inputs
+from sarlang_sft.parity import sample_inputs
 from sarlang_sft.training import Plan
 from sarlang_sft.tuning import TuningArguments
 
