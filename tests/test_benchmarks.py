@@ -38,6 +38,7 @@ def test_generation_ways_give_the_same_answers(tmp_path: Path) -> None:
     assert all(run["same_answers"] == 1 and run["questions_per_s"] > 0 for run in runs)
 
 
+@pytest.mark.slow
 def test_conversion_is_measured_at_several_sizes(tmp_path: Path) -> None:
     out = tmp_path / "data_prep.json"
     output = run_script(ROOT / "benchmarks/data_prep.py", "--scales", 0.001, 0.002, "--out", out)
@@ -47,6 +48,7 @@ def test_conversion_is_measured_at_several_sizes(tmp_path: Path) -> None:
     assert all(program[key] > 0 for program in programs for key in ("seconds", "peak_bytes"))
 
 
+@pytest.mark.slow
 def test_ways_to_tune_are_measured_beside_plain_lora(tmp_path: Path) -> None:
     out = tmp_path / "ways.json"
     words = ["--ways", "lora", "qlora", "--steps", 1, "--images", 8, "--out", out]

@@ -99,7 +99,9 @@ def test_two_ranks_give_the_single_process_losses(
     [
         ("qwen3_vl", "zero3", ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"]),
         ("llava", "ddp", ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"]),
-        ("llava_next", "ddp", ["--tuning", "qlora", "--optim", "paged_adamw_8bit"]),
+        pytest.param(
+            "llava_next", "ddp", ["--tuning", "qlora", "--optim", "paged_adamw_8bit"], marks=pytest.mark.slow
+        ),
         ("qwen2_vl", "zero2", ["--tuning", "qlora"]),
     ],
 )
@@ -268,7 +270,7 @@ def test_the_adapter_loads_with_plain_peft_and_every_layer_has_moved(single: Pat
     assert sum("lora_B" in name and bool(p.abs().sum() > 0) for name, p in tuned.named_parameters()) == 3 * 7
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resumed_in_the_middle_of_an_epoch_equals_uninterrupted(
     ranks: int, tiny: Path, data: Path, tmp_path: Path
 ) -> None:

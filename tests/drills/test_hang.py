@@ -118,6 +118,7 @@ def test_ranks_without_a_launcher_name_it_and_end(way: str, culprit: str) -> Non
         assert ending.wait() == 1 and re.search(culprit, ending.output()), ending.output()
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_slow_but_moves_ends_nothing() -> None:
     with started([*TORCHRUN, *WAITING, "slow", SECONDS]) as process:
         assert process.wait() == 0, process.output()
@@ -126,6 +127,7 @@ def test_a_rank_that_is_slow_but_moves_ends_nothing() -> None:
     assert output.count("warning: rank 0: no progress for") == 1 and "Slow: rank 1 on" in output
 
 
+@pytest.mark.slow
 def test_a_job_that_was_suspended_goes_on() -> None:
     with started([*TORCHRUN, *WAITING, "well", SECONDS]) as process:
         process.wait_for("rank 0 is process")
