@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -97,10 +96,9 @@ def write_merged(base: Checkpoint, updates: dict[str, Update], kinds: dict[str, 
         The names of the tensors that the updates changed, after rounding.
 
     Raises:
-        InputError: A tensor that was not just copied, read again from the disk, holds a NaN or infinity.
+        InputError: A tensor that was not just copied holds a NaN or infinity.
     """
     changed: set[str] = set()
-    rounded: set[str] = set()  # anew: 16 bits may hold no such number
     total = sum(stored.size for stored in base.tensors.values())
     with tqdm(total=total, desc="merging", unit="B", unit_scale=True) as progress, _workers() as pool:
         for path, tensors in base.files.items():
@@ -111,12 +109,9 @@ def write_merged(base: Checkpoint, updates: dict[str, Update], kinds: dict[str, 
                     stored, update = tensors[name], updates.get(name)
                     if update is None and kinds[name] == stored.kind:
                         copy_bytes(*files, stored, start)
-                    else:
-                        rounded.add(name)
-                        if _write_updated(files, stored, start, update, FLOATS[kinds[name]], pool):
-                            changed.add(name)
+                    elif _write_updated(files, name, stored, start, update, kinds[name], pool):
+                        changed.add(name)
                     progress.update(stored.size)
-            _check_finite(out / path.name, rounded, pool)
     index = base.folder / INDEX
     if index.is_file():
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -144,14 +139,15 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 
 def _write_updated(
     files: tuple[int, int],
+    name: str,
     stored: Stored,
     start: int,
     update: Update | None,
-    dtype: torch.dtype,
+    kind: str,
     pool: ThreadPoolExecutor,
 ) -> bool:
     """Write a tensor with its update from byte `start` of another file on; whether that changed it."""
-    rows = Rows(update) if update else None
+    rows, dtype = Rows(update) if update else None, FLOATS[kind]
     row_size = stored.rows_and_columns()[1] * dtype.itemsize
     changed = Event()  # once it is, comparing the other blocks would cost as much as computing them
 
@@ -160,6 +156,12 @@ def _write_updated(
         before = read_rows(files[0], stored, first, count)
         after = before.to(torch.float32, copy=True)
         after = (rows.apply(after, first) if rows else after).to(dtype)
+        low, high = torch.aminmax(after)  # a NaN becomes both
+        if not (low.isfinite() and high.isfinite()):  # 16 bits may hold no such number
+            raise InputError(
+                f"{name}: merged in {kind}, it holds values that are no numbers; nothing was written. Merge with "
+                "--dtype float32; if it is said then too, the adapter or the base is damaged"
+            )
         write_rows(files[1], start + first * row_size, after)
         if rows and not changed.is_set() and not torch.equal(after, before.to(dtype)):
             changed.set()
@@ -167,22 +169,6 @@ def _write_updated(
     for _ in pool.map(write, row_blocks(stored)):
         pass
     return changed.is_set()
-
-
-def _check_finite(path: Path, rounded: set[str], pool: ThreadPoolExecutor) -> None:
-    tensors, _ = read_header(path)
-    with open(path, "rb") as file:
-
-        def finite(stored: Stored, block: tuple[int, int]) -> bool:
-            low, high = torch.aminmax(read_rows(file.fileno(), stored, *block))  # a NaN becomes both
-            return bool(low.isfinite() and high.isfinite())
-
-        for name in rounded & tensors.keys():
-            if not all(pool.map(partial(finite, tensors[name]), row_blocks(tensors[name]))):
-                raise InputError(
-                    f"{name}: merged in {tensors[name].kind}, it holds values that are no numbers; nothing was "
-                    "written. Merge with --dtype float32; if it is said then too, the adapter or the base is damaged"
-                )
 
 
 def check_written(base: Checkpoint, kinds: dict[str, str], folder: Path) -> None:
