@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
-from sarlang_sft.errors import exit_on_bad_input
-from sarlang_sft.interruption import STOPPED_EXIT
+from sarlang_sft.errors import STOPPED_EXIT, exit_on_bad_input
 from sarlang_sft.sweep_files import read_sweep
 from sarlang_sft.sweep_options import check_options
 from sarlang_sft.sweeping import choose_out, open_sweep, report_sweep, run_sweep, visible_gpus

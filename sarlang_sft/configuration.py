@@ -1,17 +1,16 @@
 """Command line and YAML into dataclasses, with errors that name the file and the key."""
 
 import argparse
-import difflib
 import os
 import sys
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from trl import TrlParser
 
-from sarlang_sft.errors import InputError
+from sarlang_sft.errors import InputError, nearest
+from sarlang_sft.yaml_files import read_mapping
 
 ALSO_LISTS = ("data",)  # text on the command line, in YAML also a list, which argparse has no type for
 
@@ -60,18 +59,11 @@ def check_config_file(path: Path, dataclass_types: list[type]) -> None:
     """Raise [`InputError`] unless `path` is a YAML mapping whose keys are all fields of the dataclasses."""
     if not path.is_file():
         raise InputError(f"--config {path}: no such file")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: must hold `option: value` lines, found {type(config).__name__}")
+    config = read_mapping(path, path.read_text(encoding="utf-8"))
     known = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()} | {"env": dict}
     for key, value in config.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else "see --help for the options"
-            raise InputError(f"{path}: unknown option `{key}`; {hint}")
+            raise InputError(f"{path}: unknown option `{key}`; {nearest(key, known, 'see --help for the options')}")
         may_be_list = key in ALSO_LISTS and isinstance(value, list)
         if not may_be_list and not fits(value, known[key]):
             raise InputError(f"{path}: `{key}: {value}` is not of the type {type_name(known[key])}")

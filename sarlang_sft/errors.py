@@ -1,11 +1,14 @@
-"""The one error that users cause and can mend, and how a program ends on it."""
+"""The one error that users cause and can mend, how it is worded, and what programs end with."""
 
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-BAD_INPUT = 2
+BAD_INPUT = 2  # exit code
+STOPPED_EXIT = 75  # EX_TEMPFAIL: start the same command again
 
 
 class InputError(ValueError):
@@ -22,6 +25,12 @@ class UnreadableImageError(InputError):
 
     def __str__(self) -> str:
         return f"{self.path}: unreadable image: {self.reason}"
+
+
+def nearest(name: Any, known: Iterable[str], otherwise: str) -> str:
+    """The end of a message about a name that is not known."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean `{close[0]}`?" if close else otherwise
 
 
 def own_message(error: InputError) -> str:

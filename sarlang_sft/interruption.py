@@ -10,9 +10,9 @@ from types import FrameType
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sarlang_sft.errors import STOPPED_EXIT
 from sarlang_sft.ranks import Ranks
 
-STOPPED_EXIT = 75  # EX_TEMPFAIL: start the same command again
 BEGINNING = time.monotonic()  # of the process, all but the seconds that imports take
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

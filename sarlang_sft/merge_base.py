@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from sarlang_sft.backbones import Backbone, find_backbone
 from sarlang_sft.checkpoints import SEAL
 from sarlang_sft.errors import InputError
+from sarlang_sft.fingerprints import base_fingerprint, surely_differ
 from sarlang_sft.loading import build_skeleton
 from sarlang_sft.merging import Checkpoint, read_checkpoint
-from sarlang_sft.run_facts import Facts, base_fingerprint
-from sarlang_sft.runs import RUN
+from sarlang_sft.run_facts import Facts
+from sarlang_sft.run_files import RUN
 
 QUANTISED_NAME = re.compile(r"(?i)[-_](bnb|[48]-?bit|int[48]|awq|gptq|fp8|nf4|gguf)(?![a-z])")
 NOT_QUANTISED = (
@@ -81,9 +82,7 @@ def check_same_base(adapter: str, facts: Facts, base: Base) -> None:
 
     A commit of the hub and the hash of a folder say nothing of each other: then the shapes decide.
     """
-    if not facts or ("@" in facts["base"]) != ("@" in base.fingerprint):
-        return
-    if facts["base"] != base.fingerprint:
+    if surely_differ(facts.get("base"), base.fingerprint):
         recorded, here = (one if "@" in one else one[:12] for one in (facts["base"], base.fingerprint))
         raise InputError(
             f"--adapter {adapter}: was trained on another base ({facts['options'].get('model_name_or_path')}, "

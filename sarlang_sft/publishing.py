@@ -19,7 +19,7 @@ from sarlang_sft.records import file_hash
 from sarlang_sft.release import REPORT
 from sarlang_sft.release_checks import check_files, weight_files
 from sarlang_sft.release_facts import Release
-from sarlang_sft.release_origin import RUN
+from sarlang_sft.run_files import RUN
 from sarlang_sft.scoring.predictions import read_json
 from sarlang_sft.whole_output import whole_folder
 

@@ -26,7 +26,7 @@ from sarlang_sft.whole_output import whole_folder
 REPORT = "merge_report.json"
 CHECKED = (
     "files, keys, shapes and dtypes as the base's",
-    "changed tensors are finite",
+    "computed tensors are finite",
     "processor",
     "generation config",
 )

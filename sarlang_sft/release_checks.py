@@ -1,6 +1,5 @@
 """What speaks against a release: what may be accepted with a reason that the card then tells, and what may not."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,15 +9,15 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sarlang_sft.adapter_updates import WEIGHTS
 from sarlang_sft.backbones import find_backbone
 from sarlang_sft.errors import InputError
 from sarlang_sft.fingerprints import surely_differ
-from sarlang_sft.loading import build_skeleton
+from sarlang_sft.loading import build_skeleton, stored_files
 from sarlang_sft.release_facts import Release, Score, baseline_name
-from sarlang_sft.release_origin import ADAPTER, ADAPTER_WEIGHTS, MERGED
-from sarlang_sft.runs import FINISHED
+from sarlang_sft.release_origin import ADAPTER, MERGED
+from sarlang_sft.run_files import FINISHED
 
-WEIGHTS_INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 SEPARATOR = ":"
 # What may be accepted by its name, with a reason.
 ACCEPTABLE = {
@@ -161,13 +160,7 @@ def accept(release: Release, accepted: list[str]) -> Release:
 
 def weight_files(release: Release) -> list[Path]:
     """The safetensors files of an adapter or model."""
-    if release.kind == ADAPTER:
-        return [release.folder / ADAPTER_WEIGHTS]
-    index = release.folder / WEIGHTS_INDEX
-    if not index.is_file():
-        return [release.folder / WEIGHTS]
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return [release.folder / name for name in sorted(shards)]
+    return [release.folder / WEIGHTS] if release.kind == ADAPTER else stored_files(release.folder)
 
 
 def check_files(release: Release) -> None:

@@ -13,7 +13,6 @@ from sarlang_sft.release import REPORT
 from sarlang_sft.release_origin import (
     ADAPTER,
     MERGED,
-    RUN,
     Adapter,
     Base,
     Training,
@@ -22,6 +21,7 @@ from sarlang_sft.release_origin import (
     read_base,
     read_training,
 )
+from sarlang_sft.run_files import RUN
 from sarlang_sft.scoring.predictions import CAPTION_TASK, read_json
 
 VQA, CAPTIONS = "vqa", "captions"

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
+from sarlang_sft.adapter_updates import WEIGHTS
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.errors import InputError
+from sarlang_sft.run_files import RUN
 from sarlang_sft.scoring.predictions import read_json
 from sarlang_sft.trainable import own_name
 
 ADAPTER, MERGED, TRAINED = "adapter", "merged", "trained"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-RUN, STATE = "run.json", "trainer_state.json"
+STATE = "trainer_state.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 _LANGUAGE_MODEL = tuple(
@@ -87,20 +88,17 @@ def read_adapter(folder: Path) -> Adapter:
     if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
         raise InputError(f"--model {folder}: is no LoRA but {config.get('peft_type')}; LoRA and DoRA can be released")
     try:
-        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        with safe_open(folder / WEIGHTS, "pt") as file:
             names = [own_name(name) for name in file.keys()]  # noqa: SIM118 - it is no dictionary
     except (OSError, SafetensorError) as error:
-        raise InputError(f"--model {folder}: {ADAPTER_WEIGHTS} cannot be read ({error})") from error
+        raise InputError(f"--model {folder}: {WEIGHTS} cannot be read ({error})") from error
     outside = [name for name in names if not name.startswith(_LANGUAGE_MODEL)]
     reasons = [
         (outside, f"{len(outside)} of its {len(names)} tensors lie outside the language model (such as {{}})"),
         ([name for name in names if ".lora_" not in name], "it holds weights trained in full (such as {})"),
         (["DoRA"] * bool(config.get("use_dora")), "it is a {}"),
         (list(config.get("rank_pattern") or {}), "its layers have several ranks"),
-        (
-            list(config.get("alpha_pattern") or {}),
-            "its layers have several scales (lora_alpha)",
-        ),
+        (list(config.get("alpha_pattern") or {}), "its layers have several scales (lora_alpha)"),
         ([str(config["r"])] * (config["r"] > SERVED_RANKS[-1]), "its rank {} is above vLLM's largest"),
     ]
     unserved = next((reason.format(found[0]) for found, reason in reasons if found), None)

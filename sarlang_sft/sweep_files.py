@@ -1,16 +1,15 @@
 """Sweep files as W&B has them: read, checked as far as that needs no recipe, and compared with those of before."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 
-from sarlang_sft.errors import InputError
+from sarlang_sft.errors import InputError, nearest
 from sarlang_sft.wandb_search import HyperParameter, HyperParameterSet, find_violations
+from sarlang_sft.yaml_files import read_mapping
 
 # What of https://docs.wandb.ai/models/sweeps/sweep-config-keys is taken, beside which W&B has keys of its launch jobs.
 KEYS = (
@@ -85,7 +84,7 @@ def read_sweep(path: Path) -> Sweep:
     if not path.is_file():
         raise InputError(f"--sweep {path}: no such file")
     text = path.read_text(encoding="utf-8")
-    content = _mapping(path, text)
+    content = read_mapping(path, text)
     try:
         _check(content)
         violations = find_violations({k: v for k, v in content.items() if k != "run_cap"})
@@ -100,29 +99,18 @@ def read_sweep(path: Path) -> Sweep:
     for name in files:
         if not Path(name).is_file():
             raise InputError(f"{path}: config {name}: no such file")
-    return Sweep(path, text, content, {name: _mapping(Path(name), Path(name).read_text()) for name in files})
+    return Sweep(path, text, content, {name: read_mapping(Path(name), Path(name).read_text()) for name in files})
 
 
-def _mapping(path: Path, text: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold `key: value` lines, found {type(content).__name__}")
-    return content
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """The end of a message about a name that is not known."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"choose from {', '.join(known)}"
+def choose(name: str, known: list[str]) -> str:
+    """The end of a message about a name that is none of a few."""
+    return nearest(name, known, f"choose from {', '.join(known)}")
 
 
 def _check(content: dict[str, Any]) -> None:
     for key in content:
         if key not in KEYS:
-            raise InputError(f"unknown key `{key}`; {nearest(str(key), list(KEYS))}")
+            raise InputError(f"unknown key `{key}`; {choose(str(key), list(KEYS))}")
     for key in ("program", "method", "metric", "parameters"):
         if key not in content:
             raise InputError(f"`{key}` is missing")

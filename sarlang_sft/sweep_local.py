@@ -21,9 +21,9 @@ from sarlang_sft.trials import ENDED, FAILED, FINISHED, INTERRUPTED, RUNNING, ST
 
 EVERY = 0.5  # seconds between two looks at the trials
 BEAT = 10.0  # seconds between two notes of how long they have run
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FIRST = 3  # trials; if all of them fail, so would the others
 KILLS = 3  # without a checkpoint, in a row, after which a trial counts as failed
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Variables = Callable[[Trial], dict[str, str]]
 Running = tuple[Trial, TrialProcess]  # by the number of its slot
 

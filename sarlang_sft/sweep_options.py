@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from sarlang_sft.arguments import ANSWERED, DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.configuration import check_config_file, kinds, type_name
 from sarlang_sft.errors import InputError
-from sarlang_sft.sweep_files import FIXED, Sweep, nearest
+from sarlang_sft.sweep_files import FIXED, Sweep, choose
 from sarlang_sft.sweep_search import plain
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.wandb_search import HyperParameter
@@ -33,7 +33,7 @@ def check_options(sweep: Sweep) -> None:
         if parameter.name not in hints:
             raise InputError(
                 f"{sweep.path}: parameters: `{parameter.name}` is no option of {sweep.program}; "
-                f"{nearest(parameter.name, list(hints))}"
+                f"{choose(parameter.name, list(hints))}"
             )
         if parameter.name in OWN:
             raise InputError(f"{sweep.path}: parameters: {parameter.name}: the sweep chooses it; leave it out")
@@ -95,7 +95,7 @@ def why_never_logged(metric: str, options: dict[str, Any]) -> str | None:
     if metric.startswith("test"):
         return "models are chosen on val, never on test"
     if not metric.startswith("eval_") or name not in known:
-        return f"is never logged; {nearest(metric, [f'eval/{one}' for one in known])}"
+        return f"is never logged; {choose(metric, [f'eval/{one}' for one in known])}"
     if str(options["eval_strategy"]) in ("no", "IntervalStrategy.NO", "False"):
         return "nothing is evaluated; set `eval_strategy: {value: steps}`"
     if name in ANSWERED and not float(options["val_questions"] or 0):

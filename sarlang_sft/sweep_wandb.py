@@ -13,13 +13,13 @@ import yaml
 from tqdm import tqdm
 
 from sarlang_sft.bounded_calls import BoundedCalls
-from sarlang_sft.errors import InputError
+from sarlang_sft.errors import STOPPED_EXIT, InputError
 from sarlang_sft.run_files import FINISHED as RUN_FINISHED
 from sarlang_sft.run_files import STOPPED as RUN_STOPPED
 from sarlang_sft.run_files import holder_of, state_of
 from sarlang_sft.sweep_files import Sweep
 from sarlang_sft.sweep_local import BEAT, EVERY, Follower, run_local, stop_on_signals
-from sarlang_sft.trial_processes import LOG, STOPPED_EXIT, End, Slot, judge, torchrun
+from sarlang_sft.trial_processes import LOG, End, Slot, judge, torchrun
 from sarlang_sft.trial_processes import PATIENCE as TRIAL_PATIENCE
 from sarlang_sft.trials import FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Trial, Trials
 
@@ -41,9 +41,8 @@ def run_wandb(sweep: Sweep, trials: Trials, folders: Path, slots: list[Slot]) ->
         Whether all is done; False if the sweep was asked to stop.
 
     Raises:
-        InputError: There is no key or no server, the first trials all failed, or an agent did.
+        InputError: The server does not answer, the first trials all failed, or an agent did.
     """
-    check_login()
     path = trials.wandb or create(sweep, trials, folders, slots[0].ranks)
     print(f"W&B: other machines join this sweep by `wandb agent {path}`", flush=True)
     take_over(trials, folders, path)  # from agents that were killed with their sweep

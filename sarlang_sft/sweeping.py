@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.sweep_files import FREE, Sweep, find_changes, nearest, what_counts
+from sarlang_sft.sweep_files import FREE, Sweep, choose, find_changes, what_counts
 from sarlang_sft.sweep_local import run_local
 from sarlang_sft.sweep_report import BEST, PICTURE, TABLE, write_report
 from sarlang_sft.sweep_search import propose
@@ -58,7 +58,7 @@ def open_sweep(sweep: Sweep, out: Path, backend: str, seed: int, ranks: int, ret
             another process runs it. Nothing has been written then.
     """
     if backend not in BACKENDS:
-        raise InputError(f"--backend `{backend}`; {nearest(backend, list(BACKENDS))}")
+        raise InputError(f"--backend `{backend}`; {choose(backend, list(BACKENDS))}")
     propose(sweep, [], seed)
     if backend == "wandb":
         check_login()

@@ -32,9 +32,8 @@ from sarlang_sft.bad_images import BAD_IMAGES, ReadableCollator, forget_bad_imag
 from sarlang_sft.box_texts import write_table
 from sarlang_sft.checkpoints import last_complete, told_what_is_left
 from sarlang_sft.collate import DialogueCollator
-from sarlang_sft.errors import InputError
+from sarlang_sft.errors import STOPPED_EXIT, InputError
 from sarlang_sft.imagery import save_ops
-from sarlang_sft.interruption import STOPPED_EXIT
 from sarlang_sft.lengths import Lengths, measure
 from sarlang_sft.mixture import DataSource, Mixture, read_mixture
 from sarlang_sft.packing import (

@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sarlang_sft.errors import InputError
+from sarlang_sft.errors import STOPPED_EXIT, InputError
 from sarlang_sft.run_files import FINISHED as RUN_FINISHED
 from sarlang_sft.run_files import state_of
 from sarlang_sft.trials import FAILED, FINISHED, INTERRUPTED, STOPPED_EARLY
 
 LOG = "trial.log"
-STOPPED_EXIT = 75
 PATIENCE = 600  # seconds that a step and a checkpoint may take after SIGTERM
 NOTE_LINES = 6
 _REPORT = re.compile(r"^.*torch[./]distributed[./]elastic.*$", re.MULTILINE)  # torchrun's own lines about a failure

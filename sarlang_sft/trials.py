@@ -1,9 +1,7 @@
 """The trials of a sweep in one SQLite file: every change is one transaction, so that a kill leaves it whole."""
 
-import hashlib
 import json
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +14,11 @@ RUNNING, INTERRUPTED, FINISHED, STOPPED_EARLY, FAILED = "running", "interrupted"
 ENDED = (FINISHED, STOPPED_EARLY, FAILED)
 SCHEMA = """
 create table if not exists sweep (
-    path text, text text, sha256 text, counts text, configs text, seed integer, nproc integer, backend text,
-    wandb text, started real
+    path text, text text, counts text, configs text, seed integer, nproc integer, backend text, wandb text
 );
 create table if not exists trials (
-    number integer primary key, id text unique, params text, state text, started real, ended real,
-    seconds real default 0, exit_code integer, note text default '', fruitless integer default 0
+    number integer primary key, id text unique, params text, state text, seconds real default 0, exit_code integer,
+    note text default '', fruitless integer default 0
 );
 create table if not exists evaluations (
     number integer references trials, step integer, metrics text, primary key (number, step)
@@ -44,8 +41,6 @@ class Trial(NamedTuple):
     id: str
     params: dict[str, Any]
     state: str
-    started: float
-    ended: float | None
     seconds: float
     exit_code: int | None
     note: str
@@ -93,17 +88,14 @@ class Trials:
     def begin(self, beginning: Beginning) -> None:
         """Note what the sweep is started with, or that its file now reads otherwise."""
         values = (
-            beginning.path, beginning.text, hashlib.sha256(beginning.text.encode()).hexdigest(),
-            json.dumps(beginning.counts), json.dumps(beginning.configs), beginning.seed, beginning.nproc,
-            beginning.backend,
+            beginning.path, beginning.text, json.dumps(beginning.counts), json.dumps(beginning.configs),
+            beginning.seed, beginning.nproc, beginning.backend,
         )  # fmt: skip
-        columns = "path, text, sha256, counts, configs, seed, nproc, backend"
+        columns = "path, text, counts, configs, seed, nproc, backend"
         if self.beginning() is None:
-            self._change(
-                f"insert into sweep ({columns}, started) values (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time())
-            )
+            self._change(f"insert into sweep ({columns}) values (?, ?, ?, ?, ?, ?, ?)", values)
         else:
-            self._change(f"update sweep set ({columns}) = (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._change(f"update sweep set ({columns}) = (?, ?, ?, ?, ?, ?, ?)", values)
 
     def beginning(self) -> Beginning | None:
         """What the sweep was started with; None if it was not."""
@@ -126,8 +118,7 @@ class Trials:
         for number, step, metrics in self.db.execute("select number, step, metrics from evaluations order by step"):
             evaluations.setdefault(number, {})[step] = json.loads(metrics)
         rows = self.db.execute(
-            "select number, id, params, state, started, ended, seconds, exit_code, note, fruitless from trials "
-            "order by number"
+            "select number, id, params, state, seconds, exit_code, note, fruitless from trials order by number"
         )
         return [Trial(row[0], row[1], json.loads(row[2]), *row[3:], evaluations.get(row[0], {})) for row in rows]
 
@@ -139,8 +130,8 @@ class Trials:
         """
         number = 1 + (self.db.execute("select max(number) from trials").fetchone()[0] or 0)
         self._change(
-            "insert into trials (number, id, params, state, started) values (?, ?, ?, ?, ?)",
-            (number, run_id or f"{number:03}", json.dumps(params), INTERRUPTED, time.time()),
+            "insert into trials (number, id, params, state) values (?, ?, ?, ?)",
+            (number, run_id or f"{number:03}", json.dumps(params), INTERRUPTED),
         )
         return self.all()[-1]
 
@@ -151,8 +142,8 @@ class Trials:
     def set_over(self, trial: Trial, state: str, exit_code: int | None, note: str = "", fruitless: int = 0) -> None:
         """It trains no more, for now or for good."""
         self._change(
-            "update trials set state = ?, exit_code = ?, note = ?, fruitless = ?, ended = ? where number = ?",
-            (state, exit_code, note, fruitless, time.time(), trial.number),
+            "update trials set state = ?, exit_code = ?, note = ?, fruitless = ? where number = ?",
+            (state, exit_code, note, fruitless, trial.number),
         )
 
     def retry_failed(self) -> None:

@@ -1,67 +1,30 @@
-"""Sweeps: what is refused, what is tried next, and that no kill repeats or loses a trial."""
+"""Sweeps: what is refused, what is tried next, and what is told of it."""
 
 import csv
 import json
-import os
 import random
-import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
 from conftest import ROOT, make_trainer
 from PIL import Image
-from tqdm import tqdm
-from wandb_server import wandb_server
+from sweep_driver import RATE, TORCHRUN_SAYS, run_through, store_of, sweep_of, write
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.run_files import append_evaluation, holder_of, read_evaluations, state_of
-from sarlang_sft.sweep_files import Sweep, read_sweep
-from sarlang_sft.sweep_local import Follower
+from sarlang_sft.sweep_files import read_sweep
 from sarlang_sft.sweep_options import check_options
 from sarlang_sft.sweep_picture import Scale
 from sarlang_sft.sweep_search import find_hopeless, propose
-from sarlang_sft.sweep_wandb import close_all, watch
 from sarlang_sft.sweeping import open_sweep, report_sweep
-from sarlang_sft.trial_processes import End, Slot, as_flags, judge, split_gpus
-from sarlang_sft.trials import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Beginning, Trials
+from sarlang_sft.trial_processes import Slot, as_flags, judge, split_gpus
+from sarlang_sft.trials import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED_EARLY, Trials
 from sarlang_sft.tuning import TuningArguments
-
-TRAINER = ROOT / "tests/sweep_trainer.py"
-RATE = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
-FILE = {
-    "program": str(TRAINER), "method": "random", "metric": {"name": "eval/accuracy", "goal": "maximize"}, "run_cap": 3,
-    "parameters": {
-        "config": {"value": str(ROOT / "recipes/configs/demo.yaml")}, "learning_rate": RATE,
-        "lora_r": {"values": [4, 8]}, "eval_strategy": {"value": "steps"}, "eval_steps": {"value": 2},
-        "val_questions": {"value": 20},
-    },
-}  # fmt: skip
-
-
-def write(path: Path, changes: dict[str, Any] | None = None, parameters: dict[str, Any] | None = None) -> Path:
-    """A sweep file like `FILE`; None removes."""
-    content = {**FILE, **(changes or {})}
-    content["parameters"] = {**FILE["parameters"], **(parameters or {})}
-    for mapping in (content, content["parameters"]):
-        for name in [name for name, value in mapping.items() if value is None]:
-            del mapping[name]
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def sweep_of(tmp_path: Path, **changes: Any) -> Sweep:
-    return read_sweep(write(tmp_path / "sweep.yaml", changes))
-
 
 BAD = [
     ({"methud": "grid"}, {}, "unknown key `methud`; did you mean `method`"),
@@ -121,21 +84,6 @@ def test_the_shipped_sweeps_are_sound(path: Path, monkeypatch: pytest.MonkeyPatc
     assert str(sweep.program) in sweep.content["command"][2]
 
 
-def store_of(sweep: Sweep, tmp_path: Path) -> Trials:
-    trials = Trials(tmp_path / "sweep.sqlite")
-    trials.begin(Beginning(str(sweep.path), sweep.text, {}, sweep.configs, 0, 2, "local"))
-    return trials
-
-
-def run_through(sweep: Sweep, trials: Trials, seed: int) -> list[dict[str, Any]]:
-    """All trials that are proposed, each finished with a score that follows from its values."""
-    while params := propose(sweep, trials.all(), seed):
-        trial = trials.add(json.loads(json.dumps(params)))
-        trials.keep_evaluations(trial, {2: {"eval_accuracy": params["learning_rate"] * params["lora_r"]}})
-        trials.set_over(trial, FINISHED, 0)
-    return [trial.params for trial in trials.all()]
-
-
 @pytest.mark.parametrize("method", ["grid", "random", "bayes"])
 def test_a_resumed_search_proposes_what_an_unbroken_one_would(method: str, tmp_path: Path) -> None:
     rate = {"values": [1e-3, 1e-2]} if method == "grid" else RATE
@@ -192,18 +140,6 @@ def test_hyperband_stops_the_trial_that_is_behind_and_no_other(tmp_path: Path) -
     assert find_hopeless(sweep_of(tmp_path), trials.all()) == set()
 
 
-TORCHRUN_SAYS = """
-E1120 torch/distributed/elastic/multiprocessing/api.py:1013] failed (exitcode: {code}) local_rank: 0 (pid: 7)
-Failures:
-[1]:
-  exitcode  : -15 (pid: 8)
-Root Cause (first observed failure):
-[0]:
-  rank      : 0 (local_rank: 0)
-  exitcode  : {code} (pid: 7)
-"""
-
-
 @pytest.mark.parametrize(
     ("rank", "code", "run", "stopped", "state"),
     [
@@ -257,179 +193,6 @@ def test_evaluations_are_read_as_a_resumed_run_made_them(tmp_path: Path) -> None
         file.write('\n{"step": 8, "eval_acc')  # killed
     append_evaluation(tmp_path, 4, {"eval_accuracy": 0.25})
     assert read_evaluations(tmp_path) == {2: {"eval_accuracy": 0.1}, 4: {"eval_accuracy": 0.25}}
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-from sarlang_sft.sweep_files import read_sweep
-from sarlang_sft.sweep_local import run_local
-from sarlang_sft.trial_processes import Slot
-from sarlang_sft.trials import Beginning, Trials
-from sarlang_sft.errors import exit_on_bad_input
-
-sweep, out = read_sweep(Path(sys.argv[1])), Path(sys.argv[2])
-trials = Trials(out / "sweep.sqlite")
-trials.begin(Beginning(str(sweep.path), sweep.text, {}, sweep.configs, 0, 1, "local"))
-with exit_on_bad_input():
-    done = run_local(sweep, trials, out / "trials", eval(sys.argv[3], {"Slot": Slot}), 0, lambda trial: {})
-    sys.exit(0 if done else 75)
-"""  # what recipes/sweep.py does without its half a minute of imports and checks
-
-
-class Driver:
-    """The sweep of a file in a folder, as a process."""
-
-    def __init__(self, path: Path, out: Path, slots: str = "[Slot((), 1)]") -> None:
-        out.mkdir(exist_ok=True)
-        self.words = [sys.executable, "-c", DRIVER, str(path), str(out), slots]
-        self.out = out
-
-    def start(self) -> subprocess.Popen:
-        """Begin, or go on."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        with open(self.out / "output", "ab") as log:
-            return subprocess.Popen(self.words, stdout=log, stderr=log, env=environment, cwd=ROOT, process_group=0)
-
-    def finish(self, code: int = 0) -> str:
-        """Run to its end; what it has printed so far."""
-        process = self.start()
-        assert process.wait(600) == code, (self.out / "output").read_text()
-        return (self.out / "output").read_text()
-
-    def all(self) -> list[Any]:
-        """The trials, as they are in the store."""
-        return Trials(self.out / "sweep.sqlite").all()
-
-    def starts(self) -> dict[str, list[str]]:
-        """The lines of `sweep_trainer.py` about its starts, by the trial."""
-        return {one.parent.name: one.read_text().splitlines() for one in sorted(self.out.glob("trials/*/starts"))}
-
-
-def wait_until(happened: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert process.poll() is None and time.monotonic() < end, process.args
-        time.sleep(0.05)
-
-
-def has_checkpoint(out: Path) -> Callable[[], bool]:
-    """Whether a trial that is not over has written a checkpoint."""
-    return lambda: any(holder_of(path.parent) for path in out.glob("trials/*/checkpoint-*"))
-
-
-def family_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The sweep, torchrun and the ranks, in this order."""
-    parent = psutil.Process(process.pid)
-    return [parent, *parent.children(recursive=True)]
-
-
-def test_a_sweep_survives_kills_of_ranks_launchers_and_itself(tmp_path: Path) -> None:
-    path = write(tmp_path / "sweep.yaml", {"run_cap": 3}, {"max_steps": {"value": 12}})
-    driver = Driver(path, tmp_path / "out")
-    process = driver.start()
-    for victim in (2, 1, 0):  # a rank, torchrun, the sweep
-        seen = sum(map(len, driver.starts().values()))
-        wait_until(lambda seen=seen: sum(map(len, driver.starts().values())) > seen, process)
-        wait_until(has_checkpoint(driver.out), process)
-        family = family_of(process)
-        assert "sweep_trainer.py" in " ".join(family[2].cmdline())
-        family[victim].send_signal(signal.SIGKILL)
-        if victim == 2:
-            family[2].wait()
-    process.wait()
-    assert len(driver.all()) == 1  # which was interrupted three times
-    output = driver.finish()
-    assert [trial.state for trial in driver.all()] == [FINISHED] * 3 and "interrupted" in output
-    assert [list(trial.evaluations) for trial in driver.all()] == [list(range(1, 13))] * 3
-    first, *others = [[int(line.split()[0]) for line in lines] for lines in driver.starts().values()]
-    assert first[0] == 0 and len(first) == 4 and first == sorted(set(first)) and others == [[0], [0]]
-    before = driver.starts()
-    driver.finish()
-    assert driver.starts() == before
-    sweep = read_sweep(path)
-    (tmp_path / "whole").mkdir()
-    assert [trial.params for trial in driver.all()] == run_through(sweep, store_of(sweep, tmp_path / "whole"), 0)[:3]
-
-
-def test_a_sweep_that_is_asked_to_stop_leaves_checkpoints_and_code_75(tmp_path: Path) -> None:
-    path = write(tmp_path / "sweep.yaml", {"run_cap": 2}, {"max_steps": {"value": 30}})
-    driver = Driver(path, tmp_path / "out", "[Slot(('3',), 1), Slot(('5',), 1)]")
-    process = driver.start()
-    wait_until(lambda: len(driver.starts()) == 2, process)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        process.send_signal(number)
-    assert process.wait(60) == 75
-    assert [trial.state for trial in driver.all()] == [INTERRUPTED] * 2
-    assert not any(holder_of(folder) for folder in (tmp_path / "out/trials").iterdir())
-    driver.finish()
-    starts = [[line.split() for line in lines] for lines in driver.starts().values()]
-    assert all(int(again[0]) > int(first[0]) == 0 for first, again in starts)
-    assert {one[1] for lines in starts for one in lines} == {"3", "5"}
-
-
-@pytest.mark.slow
-def test_trials_that_are_behind_are_stopped_early_and_not_gone_on_with(tmp_path: Path) -> None:
-    hyperband = {"method": "grid", "early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 3}}
-    values = {"learning_rate": {"values": [0.9, 0.1]}, "lora_r": {"value": 4}, "max_steps": {"value": 25}}
-    driver = Driver(write(tmp_path / "sweep.yaml", hyperband, values), tmp_path / "out")
-    driver.finish()
-    driver.finish()
-    good, bad = driver.all()
-    assert (good.state, bad.state) == (FINISHED, STOPPED_EARLY)
-    assert len(good.evaluations) == 25 > len(bad.evaluations) > 2
-    assert all(len(lines) == 1 for lines in driver.starts().values())
-
-
-def test_a_sweep_gives_up_when_its_first_trials_fail_and_says_why(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path)
-    trials = store_of(sweep, tmp_path)
-    follower = Follower(sweep, trials, tqdm(disable=True))
-    for number in range(3):
-        follower.check_first()
-        trial = trials.add({"learning_rate": 0.1 * number, "lora_r": 4})
-        follower.close(trial, tmp_path / "trials" / trial.id, End(FAILED, 2, "a line\nerror: no data"), False)
-    with pytest.raises(
-        InputError, match=r"first 3 trials failed, the last one with exit code 2: error: no data; .*again"
-    ):
-        follower.check_first()
-    good = trials.add({"learning_rate": 0.1, "lora_r": 4})
-    trials.set_over(good, FINISHED, 0)
-    follower.check_first()  # what was trained since tells that others can be
-    trials.retry_failed()
-    follower.check_first()
-    assert [trial.state for trial in trials.all()] == [INTERRUPTED] * 3 + [FINISHED]
-
-
-def test_trials_of_a_killed_sweep_are_judged_like_any_other(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path)
-    trials = store_of(sweep, tmp_path)
-    for number, scores in enumerate([{"eval_accuracy": 0.5}, {"eval_loss": 0.5}, {"eval_accuracy": 0.1}]):
-        trial = trials.add({"learning_rate": 0.1, "lora_r": 4})
-        trials.set_over(trial, RUNNING, None, "", fruitless=2)
-        folder = tmp_path / "trials" / trial.id
-        folder.mkdir(parents=True)
-        append_evaluation(folder, 2, scores)
-        (folder / "run.json").write_text(json.dumps({"state": "running" if number == 2 else "finished"}))
-    Follower(sweep, trials, tqdm(disable=True)).settle(tmp_path / "trials")
-    assert [trial.state for trial in trials.all()] == [FINISHED, FAILED, INTERRUPTED]
-    assert trials.all()[0].best("eval_accuracy", True) == 0.5 and trials.all()[2].fruitless == 2
-
-
-def test_a_trial_without_its_metric_or_that_is_killed_again_and_again_has_failed(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path)
-    trials = store_of(sweep, tmp_path)
-    follower, folder = Follower(sweep, trials, tqdm(disable=True)), tmp_path / "trials/001"
-    trials.add({"learning_rate": 0.1, "lora_r": 4})
-    for in_vain in (True, True, False, True, True):
-        follower.close(trials.all()[0], folder, End(INTERRUPTED, -9, ""), in_vain)
-        assert trials.all()[0].state == INTERRUPTED
-    follower.close(trials.all()[0], folder, End(INTERRUPTED, -9, ""), True)
-    assert trials.all()[0].state == FAILED and "killed 3 times (exit code -9)" in trials.all()[0].note
-    folder.mkdir(parents=True)
-    append_evaluation(folder, 2, {"eval_loss": 0.5})
-    follower.close(trials.all()[0], folder, End(FINISHED, 0, ""), False)
-    assert trials.all()[0].state == FAILED and "finished without eval_accuracy" in trials.all()[0].reason
 
 
 def test_a_training_keeps_what_its_evaluations_gave(tiny: Path, data: Path, tmp_path: Path) -> None:
@@ -525,85 +288,3 @@ def test_two_processes_do_not_run_one_sweep(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="another process runs this sweep now"):
             open_sweep(sweep_of(tmp_path), tmp_path / "out", "local", 0, 1, False)
         other.stdin.close()
-
-
-WANDB_DRIVER = DRIVER.replace("run_local", "run_wandb").replace("sweep_local", "sweep_wandb")
-WANDB_DRIVER = WANDB_DRIVER.replace(", 0, lambda trial: {})", ")")
-OF_USERS = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_ENTITY", "WANDB_PROJECT", "WANDB_MODE")
-
-
-@pytest.fixture
-def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """wandb out of reach of the settings and keys of whoever runs the tests."""
-    for name in OF_USERS:
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "NETRC"):
-        monkeypatch.setenv(name, str(tmp_path / "elsewhere" / name))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-
-
-def test_wandbs_agents_run_a_sweep_that_is_rejoined_after_a_kill(
-    own_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hyperband = {"early_terminate": {"type": "hyperband", "min_iter": 100}}
-    driver = Driver(write(tmp_path / "sweep.yaml", {"run_cap": 3, **hyperband}), tmp_path / "out")
-    driver.words[2] = WANDB_DRIVER
-    fixed = {"max_steps": 40, "config": "c.yaml", "lora_r": 4}
-    with wandb_server() as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        server.planned = [{**fixed, "learning_rate": 0.1}, {**fixed, "learning_rate": 0.2}]
-        server.stops.add("run1")
-        process = driver.start()
-        wait_until(has_checkpoint(driver.out), process)
-        for one in family_of(process)[:2]:  # the sweep and its agent
-            one.kill()
-        process.wait()
-        driver.finish()
-        assert server.sweep["metric"]["name"] == "eval/accuracy" and server.handed == ["run0", "run1"]
-        assert Trials(driver.out / "sweep.sqlite").wandb == "me/sarlang-sft/s1"
-        server.state = "FINISHED"
-        server.refused.add("CreateAgent")  # as W&B does then
-        driver.finish()
-        assert "wandb agent me/sarlang-sft/s1" in (driver.out / "output").read_text()
-    first, second = driver.all()
-    assert [(first.id, first.state), (second.id, second.state)] == [("run0", FINISHED), ("run1", STOPPED_EARLY)]
-    assert [trial.params["learning_rate"] for trial in (first, second)] == [0.1, 0.2]
-    assert len(first.evaluations) == 40 > len(second.evaluations) > 0
-    (begun, gone_on), again = ([int(line.split()[0]) for line in lines] for lines in driver.starts().values())
-    assert begun == 0 < gone_on and again == [0]
-
-
-def test_a_trial_whose_agent_was_killed_goes_on_and_one_that_failed_is_told_at_once(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path)
-    trials = store_of(sweep, tmp_path)
-    follower, folders = Follower(sweep, trials, tqdm(disable=True)), tmp_path / "trials"
-    printed = ["step 7\n", "error: no data\n" + TORCHRUN_SAYS.format(code=2)]
-    for name, text in zip(("killed", "failed"), printed, strict=True):
-        trials.set_running(trials.add({"learning_rate": 0.1, "lora_r": 4}, name))
-        (folders / name).mkdir(parents=True)
-        (folders / name / "trial.log").write_text(text)
-    watch(follower, folders, "me/p/s1", False, 10.0)
-    assert [trial.state for trial in trials.all()] == [RUNNING, FAILED]
-    assert trials.all()[1].reason == "error: no data"
-    close_all(follower, folders, False)
-    assert [trial.state for trial in trials.all()] == [INTERRUPTED, FAILED]
-
-
-@pytest.mark.parametrize(
-    ("mode", "message"),
-    [("online", "no API key; .*--backend local"), ("offline", "set to offline .*--backend local")],
-)
-def test_without_a_key_or_offline_wandb_is_refused_with_the_way_out(
-    mode: str, message: str, own_settings: None, tmp_path: Path
-) -> None:
-    program = (
-        "from sarlang_sft.errors import exit_on_bad_input\n"
-        "from sarlang_sft.sweep_wandb import check_login\n"
-        "with exit_on_bad_input(): check_login()"
-    )
-    environment = {**os.environ, "WANDB_MODE": mode, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-c", program]
-    ran = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert ran.returncode == 2 and re.search(message, ran.stderr), ran.stderr

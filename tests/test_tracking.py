@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import WandbCallback
 from wandb_files import read_attempt, read_attempts
-from wandb_server import WandbServer, wandb_server
+from wandb_server import WandbServer, seclude_wandb, wandb_server
 
 from sarlang_sft import tracking
 from sarlang_sft.arguments import TrainArguments
@@ -32,19 +32,13 @@ from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.val_answers import Answer
 
 RECORD = {"options": {"learning_rate": 0.1, "tasks": ["counting"]}, "git": {"commit": "abc", "dirty": None}}
-OF_USERS = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DATA_DIR", "WANDB_DIR", "WANDB_ENTITY", "WANDB_PROJECT")
 
 
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """wandb offline, out of reach of the settings, keys and folders of whoever runs the tests."""
-    for name in OF_USERS:
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "NETRC"):
-        monkeypatch.setenv(name, str(tmp_path / "elsewhere" / name))
+    seclude_wandb(tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
 
 

@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import pytest
 import yaml
 
 HISTORY = "wandb-history.jsonl"
+OF_USERS = tuple(f"WANDB_{name}" for name in ("API_KEY", "BASE_URL", "DATA_DIR", "DIR", "ENTITY", "MODE", "PROJECT"))
 ENTITY = {"id": "e", "name": "me"}
 VIEWER = {"id": "u", "entity": "me", "username": "me", "email": "me@example.org", "flags": "{}"}
 
@@ -154,3 +157,13 @@ def wandb_server() -> Iterator[WandbServer]:
         yield server
         server.over.set()
         server.shutdown()
+
+
+def seclude_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put wandb out of reach of the settings, keys and folders of whoever runs the tests."""
+    for name in OF_USERS:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "NETRC"):
+        monkeypatch.setenv(name, str(folder / "elsewhere" / name))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")

@@ -34,7 +34,7 @@ from wandb_files import read_attempts  # noqa: E402
 from drills.runs import Drill, Process, check_usable  # noqa: E402
 from sarlang_sft.backbones import BACKBONES  # noqa: E402
 from sarlang_sft.checkpoints import last_complete, list_checkpoints  # noqa: E402
-from sarlang_sft.interruption import STOPPED_EXIT  # noqa: E402
+from sarlang_sft.errors import STOPPED_EXIT  # noqa: E402
 from sarlang_sft.records import read_dialogue_table, write_data_folder  # noqa: E402
 from sarlang_sft.sample import write_sample  # noqa: E402
 from sarlang_sft.sarlang import Prompts, convert  # noqa: E402

@@ -13,7 +13,7 @@ import torch
 
 from drills.runs import Drill, check_usable
 from sarlang_sft.checkpoints import SEAL
-from sarlang_sft.interruption import STOPPED_EXIT
+from sarlang_sft.errors import STOPPED_EXIT
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from conftest import make_trainer
 
 from drills.runs import Drill, Process, check_usable
 from sarlang_sft.checkpoints import last_complete
-from sarlang_sft.interruption import STOPPED_EXIT
+from sarlang_sft.errors import STOPPED_EXIT
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.tuning import TuningArguments
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, run_script
-from test_sweep import Driver, family_of, has_checkpoint, own_settings, wait_until  # noqa: F401 - a fixture
-from wandb_server import wandb_server
+from sweep_driver import Driver, family_of, has_checkpoint, wait_until
+from wandb_server import seclude_wandb, wandb_server
 
 from sarlang_sft.run_files import holder_of
 from sarlang_sft.trials import FINISHED, Trials
@@ -111,10 +111,10 @@ def test_an_eight_trial_sweep_killed_twice_has_eight_distinct_trials_and_is_know
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("own_settings")
 def test_both_ranks_of_a_trial_are_one_run_under_the_id_that_wandbs_agent_gave(
     sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seclude_wandb(sweep.parent, monkeypatch)
     out = sweep.parent / "out"
     words = ["--sweep", sweep, "--out", out, "--backend", "wandb", "--nproc_per_node", "2"]
     with wandb_server() as server:
