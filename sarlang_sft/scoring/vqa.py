@@ -131,8 +131,8 @@ def score_vqa(rows: Sequence[Row], protocol: str, judge: Judge | None = None) ->
         raise InputError(f"--protocol {protocol}: must be one of {', '.join(PROTOCOLS)}")
     if not rows:
         raise InputError("no questions to score: the split or the predictions are empty")
-    verdicts = [_verdict(row, protocol, judge) for row in rows]
-    correct = [verdict is True for verdict in verdicts]
+    given = verdicts(rows, protocol, judge)
+    correct = [verdict is True for verdict in given]
     result: dict[str, Any] = {
         "protocol": protocol,
         "n": len(rows),
@@ -140,10 +140,15 @@ def score_vqa(rows: Sequence[Row], protocol: str, judge: Judge | None = None) ->
         "overall": share_with_interval(correct),
     }
     if protocol == "published":
-        undecided = verdicts.count(None)
+        undecided = given.count(None)
         result["undecided"] = undecided
         result["upper_bound"] = (sum(correct) + undecided) / len(rows)
     return result | break_down(rows, lambda group: share_with_interval([correct[index] for index in group]))
+
+
+def verdicts(rows: Sequence[Row], protocol: str, judge: Judge | None = None) -> list[bool | None]:
+    """Whether each prediction is right; a missing one is wrong, None is what a judge would have to decide."""
+    return [_verdict(row, protocol, judge) for row in rows]
 
 
 def _verdict(row: Row, protocol: str, judge: Judge | None) -> bool | None:
