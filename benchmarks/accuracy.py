@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace, way: str, folder: Path) -> dict[str, An
     else:
         answer += ["--model", folder]
     call(*answer)
-    right = verdicts(join_predictions(folder / "predictions.jsonl", options.data, "test", captions=False))
+    right = verdicts(join_predictions(folder / "predictions.jsonl", options.data, "test", captions=False).rows)
     seconds = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["train_runtime"]
     return {
         "way": way,

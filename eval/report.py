@@ -33,7 +33,7 @@ def main() -> None:
     (args,) = parse_arguments([ReportArguments], __doc__)
     run, data = Path(args.run), Path(args.data)
     rows = {
-        name: join_predictions(run / f"predictions_{name}.jsonl", data, args.split, captions=False)
+        name: join_predictions(run / f"predictions_{name}.jsonl", data, args.split, captions=False).rows
         for name in ("before", "after", "blind")
     }
     columns = {"majority": majority_verdicts(data, rows["after"])} | {name: verdicts(rows[name]) for name in rows}

@@ -17,7 +17,7 @@ from pathlib import Path
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.scoring.captions import score_captions
-from sarlang_sft.scoring.predictions import join_predictions, made_from, summary, write_result
+from sarlang_sft.scoring.predictions import count_problems, join_predictions, made_from, summary, write_result
 
 
 @dataclass
@@ -36,10 +36,10 @@ class ScoreArguments:
 def main() -> None:
     (arguments,) = parse_arguments([ScoreArguments], __doc__)
     predictions, data = Path(arguments.predictions), Path(arguments.data)
-    rows = join_predictions(predictions, data, arguments.split, captions=True)
-    result = score_captions(rows, arguments.protocol)
+    rows, problems = join_predictions(predictions, data, arguments.split, captions=True)
+    result = {**score_captions(rows, arguments.protocol), "problems": count_problems(problems)}
     write_result(Path(arguments.out), {**result, "made_from": made_from(predictions, data, arguments.split)})
-    print(summary(result, rows))
+    print(summary(result))
     print("  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items()))
     if result.get("differing"):
         print(f"{result['differing']} images and styles had unequal predictions; the first one was scored")

@@ -17,7 +17,7 @@ from pathlib import Path
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.reporting import confusion_picture
-from sarlang_sft.scoring.predictions import join_predictions, made_from, summary, write_result
+from sarlang_sft.scoring.predictions import count_problems, join_predictions, made_from, summary, write_result
 from sarlang_sft.scoring.vqa import score_vqa
 
 
@@ -43,14 +43,14 @@ class ScoreArguments:
 def main() -> None:
     (arguments,) = parse_arguments([ScoreArguments], __doc__)
     predictions, data = Path(arguments.predictions), Path(arguments.data)
-    rows = join_predictions(predictions, data, arguments.split, captions=False)
+    rows, problems = join_predictions(predictions, data, arguments.split, captions=False)
     rows = [row for row in rows if not arguments.tasks or row.task in arguments.tasks]
     if not rows:
         raise InputError(f"--tasks {' '.join(arguments.tasks)}: the split has no question of these applications")
-    result = score_vqa(rows, arguments.protocol)
+    result = {**score_vqa(rows, arguments.protocol), "problems": count_problems(problems)}
     origin = made_from(predictions, data, arguments.split, arguments.tasks)
     write_result(Path(arguments.out), {**result, "made_from": origin})
-    print(summary(result, rows))
+    print(summary(result))
     if "undecided" in result:
         print(
             f"{result['undecided']} of {result['n']} answers need the published protocol's judge and count as wrong; "

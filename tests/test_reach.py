@@ -70,7 +70,9 @@ def test_default_lora_of_every_family_learns_to_see(family: str, scenes: Path) -
     run_script(*answer, *adapted, "--name", "after")
     run_script(*answer, *adapted, "--name", "blind", "--exchange_images")
     names = ("before", "after", "blind")
-    rows = {name: join_predictions(out / f"{name}.jsonl", scenes / "data", "test", captions=False) for name in names}
+    rows = {
+        name: join_predictions(out / f"{name}.jsonl", scenes / "data", "test", captions=False).rows for name in names
+    }
     columns = {"majority": majority_verdicts(scenes / "data", rows["after"])}
     columns |= {name: verdicts(rows[name]) for name in names}
     accuracy = accuracy_by_task(rows["after"], columns)["all"]

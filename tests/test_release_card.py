@@ -68,7 +68,7 @@ def score(path: Path, data: Path, model: Path, adapter: Path | None, split: str 
     keep_settings(predictions, made | settings)
     predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     captions = path.stem.startswith("captions")
-    rows = join_predictions(predictions, data, split, captions)
+    rows = join_predictions(predictions, data, split, captions).rows
     result = score_captions(rows, "official") if captions else score_vqa(rows, "exact")
     write_result(path, {**result, "made_from": made_from(predictions, data, split)})
 

@@ -2,24 +2,30 @@
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.records import file_hash, read_records
+from sarlang_sft.records import Box, file_hash, read_records
 
 CAPTION_TASK = "description"
-FIELDS = ("id", "label", "predict")
-NAMED_MISSING = 3
+FIELDS = ("id", "predict")
+NAMED_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Row:
     """One question of the data folder with its prediction; `predict` is None where there is none.
 
-    `id` is the dialogue's id and the turn, `<dialogue>#<turn>`, turns counted from 0; `label` is the stored answer.
+    Attributes:
+        id: The dialogue's id and the turn, `<dialogue>#<turn>`, turns counted from 0.
+        label: The stored answer.
+        boxes: Of the image, in pixels of the stored image; a text names them as `<box:i>`.
+        logprob: Sum of the log-probabilities of the prediction's tokens, if it is known.
+        predicted: Boxes of the prediction, in pixels of the stored image; None where it was not asked for any.
     """
 
     id: str
@@ -32,15 +38,34 @@ class Row:
     question: str
     label: str
     predict: str | None
+    boxes: tuple[Box, ...] = ()
+    logprob: float | None = None
+    predicted: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one line of a predictions file says; lines count from 1."""
+    """What one line of a predictions file says."""
 
     line: int
-    label: str
+    label: str | None
     predict: str
+    logprob: float | None
+    boxes: tuple[tuple[float, ...], ...] | None
+
+
+Problems = dict[str, list[str]]
+"""What is wrong with a predictions file: the reason, and every place of it (`line 7`, or the id of a question)."""
+
+
+class Joined(NamedTuple):
+    """All questions of a split and of one kind, in the data folder's order, and what is wrong with their predictions.
+
+    The rows are always those of the split: a prediction that cannot be used leaves its question without one.
+    """
+
+    rows: list[Row]
+    problems: Problems
 
 
 BREAKDOWNS: dict[str, Callable[[Row], str]] = {
@@ -51,44 +76,43 @@ BREAKDOWNS: dict[str, Callable[[Row], str]] = {
 }
 
 
-def join_predictions(predictions: Path, data: Path, split: str, captions: bool) -> list[Row]:
-    """Every question of a split with its prediction, in the data folder's order.
+def join_predictions(predictions: Path, data: Path, split: str, captions: bool) -> Joined:
+    """Every question of a split with its prediction.
 
-    The file may hold captions and answers together; all of it is checked, one kind is returned.
+    The file may hold captions and answers together; all of it is checked, one kind is returned. Lines that cannot be
+    used are counted under `problems`: of several answers to one question the first counts.
 
     Args:
-        predictions: JSON lines with at least `id`, `label` and `predict`.
+        predictions: JSON lines with at least `id` and `predict`.
         captions: Return the captions (task `description`) if true, all other questions if false.
 
     Raises:
-        InputError: A line is malformed, an id is unknown or repeated, or a label is not the data folder's answer; the
-            split has no question of this kind, or none of them has a prediction.
+        InputError: There is no such file, the split has no question of this kind, or none of them has a prediction.
     """
-    given = _read_predictions(predictions)
+    given, problems = _read_predictions(predictions)
     rows = []
     for row in _questions(data, split):
         answer = given.pop(row.id, None)
-        if answer is None:
-            rows.append(row)
-            continue
-        if answer.label != row.label:
-            raise InputError(
-                f"{predictions}: line {answer.line}: label {answer.label!r} of {row.id!r} is not the answer "
-                f"{row.label!r} in {data}; score with the data folder that the predictions were made on"
-            )
-        rows.append(replace(row, predict=answer.predict))
-    for name, answer in given.items():
-        raise InputError(
-            f"{predictions}: line {answer.line}: id {name!r} is not in split {split} of {data}; "
-            "give the data folder and split that the predictions were made on"
-        )
+        if answer is not None and answer.label not in (None, row.label):
+            problems["answers another label than the data folder's"].append(f"line {answer.line}")
+        elif answer is not None:
+            row = replace(row, predict=answer.predict, logprob=answer.logprob, predicted=answer.boxes)
+        rows.append(row)
+    problems["is not in the split"] += [f"line {answer.line}" for answer in given.values()]
     rows = [row for row in rows if (row.task == CAPTION_TASK) == captions]
     kind = "captions" if captions else "VQA questions"
     if not rows:
         raise InputError(f"--data {data}: split {split} has no {kind} to score")
+    problems["has no prediction"] += [row.id for row in rows if row.predict is None]
+    problems["is answered with nothing"] += [
+        row.id for row in rows if row.predict is not None and not row.predict.strip()
+    ]
     if all(row.predict is None for row in rows):
-        raise InputError(f"{predictions}: no prediction for any of the {len(rows)} {kind} in split {split} of {data}")
-    return rows
+        raise InputError(
+            f"{predictions}: no prediction for any of the {len(rows)} {kind} in split {split} of {data}; "
+            "give the data folder and split that the predictions were made on"
+        )
+    return Joined(rows, {reason: places for reason, places in problems.items() if places})
 
 
 def _questions(data: Path, split: str) -> Iterator[Row]:
@@ -106,27 +130,38 @@ def _questions(data: Path, split: str) -> Iterator[Row]:
                     question=turn.question,
                     label=turn.answer,
                     predict=None,
+                    boxes=tuple(record.boxes),
                 )
 
 
-def _read_predictions(path: Path) -> dict[str, Prediction]:
+def _read_predictions(path: Path) -> tuple[dict[str, Prediction], defaultdict[str, list[str]]]:
     if not path.is_file():
         raise InputError(f"--predictions {path}: no such file; make it with eval/generate.py")
     found: dict[str, Prediction] = {}
+    problems: defaultdict[str, list[str]] = defaultdict(list)
     # Bytes, because text mode would also end lines at a lone carriage return.
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
+            place = f"line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}: line {number}: no valid JSON ({error}); mend or remove it") from error
+            except ValueError:
+                problems["is no valid JSON" if line.endswith(b"\n") else "is cut off"].append(place)
+                continue
             if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in FIELDS):
-                raise InputError(f"{path}: line {number}: must be an object with the texts {', '.join(FIELDS)}")
-            if row["id"] in found:
-                first = found[row["id"]].line
-                raise InputError(f"{path}: line {number}: id {row['id']!r} was already answered in line {first}")
-            found[row["id"]] = Prediction(line=number, label=row["label"], predict=row["predict"])
-    return found
+                problems["is no object with the texts id and predict"].append(place)
+            elif row["id"] in found:
+                problems["answers a question again"].append(place)
+            else:
+                boxes = row.get("boxes")
+                found[row["id"]] = Prediction(
+                    number,
+                    row.get("label"),
+                    row["predict"],
+                    row.get("logprob"),
+                    None if boxes is None else tuple(tuple(box) for box in boxes),
+                )
+    return found, problems
 
 
 def break_down(rows: Sequence[Row], score: Callable[[list[int]], dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -187,8 +222,13 @@ def write_result(out: Path, result: dict[str, Any]) -> None:
     building.replace(out)
 
 
-def summary(result: dict[str, Any], rows: Sequence[Row]) -> str:
-    """A result as a small table, with a line on the questions that have no prediction."""
+def count_problems(problems: Problems) -> dict[str, dict[str, Any]]:
+    """For a result file: by reason its `count` and the first places, `examples`."""
+    return {reason: {"count": len(places), "examples": places[:NAMED_EXAMPLES]} for reason, places in problems.items()}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A result as a small table, with a line on every problem of the predictions."""
     lines = [f"protocol {result['protocol']}", f"{'':34}{'n':>8}{'value':>10}{'95% interval':>20}"]
     entries = [("overall", {"n": result["n"], **result["overall"]})]
     entries += [
@@ -199,8 +239,8 @@ def summary(result: dict[str, Any], rows: Sequence[Row]) -> str:
     for name, entry in entries:
         interval = f"{entry['low']:.4f} - {entry['high']:.4f}"
         lines.append(f"{name:34}{entry['n']:8}{entry['value']:10.4f}{interval:>20}")
-    missing = [row.id for row in rows if row.predict is None]
-    if missing:
-        names = ", ".join(missing[:NAMED_MISSING]) + (" ..." if len(missing) > NAMED_MISSING else "")
-        lines.append(f"{len(missing)} of {len(rows)} have no prediction and count as wrong: {names}")
+    lines.append(f"{result['answered']} of {result['n']} were answered; a question without an answer counts as wrong")
+    for reason, found in result["problems"].items():
+        more = " ..." if found["count"] > len(found["examples"]) else ""
+        lines.append(f"{found['count']} times: {reason}: {', '.join(found['examples'])}{more}")
     return "\n".join(lines)
