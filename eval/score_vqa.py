@@ -5,10 +5,16 @@ The project's own deterministic protocol:
     python eval/score_vqa.py --predictions runs/qwen/predictions.jsonl --data data/sarlang --split test \
         --protocol exact --out runs/qwen/vqa_exact.json
 
-The published one, to compare with published numbers; what its paid judge would decide counts as wrong and is reported:
+The published one, to compare with published numbers; without a judge, what one would decide counts as wrong and is
+reported:
 
     python eval/score_vqa.py --predictions runs/qwen/predictions.jsonl --data data/sarlang --split test \
-        --protocol published --out runs/qwen/vqa_published.json
+        --protocol published --out runs/qwen/vqa_published.json --judge_model gpt-4o-mini --judge_prices 0.15 0.6
+
+A local model as judge of all that `exact` does not find right, see docs/serving.md:
+
+    python eval/score_vqa.py --predictions runs/qwen/predictions.jsonl --data data/sarlang --split test \
+        --protocol judge --out runs/qwen/vqa_judge.json --judge_model judge --judge_base_url http://127.0.0.1:8000/v1
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +23,7 @@ from pathlib import Path
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.reporting import confusion_picture
+from sarlang_sft.scoring.judge import JudgeArguments, open_judge
 from sarlang_sft.scoring.predictions import count_problems, join_predictions, made_from, summary, write_result
 from sarlang_sft.scoring.vqa import score_vqa
 
@@ -30,7 +37,10 @@ class ScoreArguments:
     out: str = field(metadata={"help": "The JSON file to write the scores to"})
     split: str = field(default="test", metadata={"help": "The split that was answered: train, val or test"})
     protocol: str = field(
-        default="exact", metadata={"help": "exact (deterministic) or published (the authors' rule, without its judge)"}
+        default="exact",
+        metadata={
+            "help": "exact (deterministic), published (the authors' rule) or judge (a language model's verdicts)"
+        },
     )
     tasks: list[str] = field(
         default_factory=list, metadata={"help": "Score only these applications, e.g. classification; default: all"}
@@ -41,20 +51,23 @@ class ScoreArguments:
 
 
 def main() -> None:
-    (arguments,) = parse_arguments([ScoreArguments], __doc__)
+    arguments, judge_arguments = parse_arguments([ScoreArguments, JudgeArguments], __doc__)
     predictions, data = Path(arguments.predictions), Path(arguments.data)
     rows, problems = join_predictions(predictions, data, arguments.split, captions=False)
     rows = [row for row in rows if not arguments.tasks or row.task in arguments.tasks]
     if not rows:
         raise InputError(f"--tasks {' '.join(arguments.tasks)}: the split has no question of these applications")
-    result = {**score_vqa(rows, arguments.protocol), "problems": count_problems(problems)}
+    judge = open_judge(judge_arguments, arguments.protocol, Path(arguments.out))
+    result = {**score_vqa(rows, arguments.protocol, judge), "problems": count_problems(problems)}
+    if judge:
+        result["judge"] = judge.facts()
     origin = made_from(predictions, data, arguments.split, arguments.tasks)
     write_result(Path(arguments.out), {**result, "made_from": origin})
     print(summary(result))
     if "undecided" in result:
         print(
-            f"{result['undecided']} of {result['n']} answers need the published protocol's judge and count as wrong; "
-            f"were all of them right, the score would be {result['upper_bound']:.4f}"
+            f"{result['undecided']} of {result['n']} answers need a judge and have no verdict of one; they count as "
+            f"wrong. Were all of them right, the score would be {result['upper_bound']:.4f}"
         )
     if arguments.confusion:
         classified = [row for row in rows if row.task == "classification"]

@@ -6,17 +6,19 @@ SARLANG-1M's judge is told (Evaluate_VQA.py, arXiv 2504.03254); another prompt i
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from sarlang_sft.chat_client import ask_all
+from sarlang_sft.chat_client import ask_all, find_model
 from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply
 from sarlang_sft.errors import InputError
 from sarlang_sft.reply_cache import ReplyCache
 from sarlang_sft.scoring.judge_replies import verdict_in
+from sarlang_sft.scoring.published import JudgeQuestion
 
 PROMPT_VERSION = 1
 PROMPT = """You compare answers to a question about a radar image. You do not see the image: the truth is given.
@@ -35,16 +37,43 @@ LONGEST_TEXT = 1000  # characters of a question, truth or answer that the judge 
 BYTES_PER_TOKEN, TOKENS_PER_MESSAGE = 4, 8  # for estimates
 
 
-class JudgeQuestion(NamedTuple):
-    """What a judge is asked: whether `predict` says what `label`, the stored answer to `question`, says."""
+@dataclass
+class JudgeArguments:
+    """The judge that decides what the protocols `published` and `judge` leave open."""
 
-    question: str
-    label: str
-    predict: str
+    judge_model: str | None = field(
+        default=None, metadata={"help": "Name of the judge at its server, such as gpt-4o-mini; default: no judge"}
+    )
+    judge_base_url: str = field(
+        default="https://api.openai.com/v1",
+        metadata={"help": "Server of the OpenAI protocol, such as http://127.0.0.1:8000/v1 for a local vLLM"},
+    )
+    judge_key_variable: str | None = field(
+        default=None,
+        metadata={"help": "Environment variable with the key; default: OPENAI_API_KEY for OpenAI, none elsewhere"},
+    )
+    judge_prices: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Two prices per million tokens: sent, received. To show the cost first"},
+    )
+    judge_max_cost: float | None = field(
+        default=None, metadata={"help": "Ask nothing if judging may cost more, by --judge_prices"}
+    )
+    judge_max_tokens: int = field(
+        default=16, metadata={"help": "Longest reply; raise it to about 2000 for a judge that thinks first"}
+    )
+    judge_concurrency: int = field(default=32, metadata={"help": "Requests under way at once"})
+    judge_cache: str | None = field(
+        default=None, metadata={"help": "File of replies, never asked for twice; default: judge.jsonl beside --out"}
+    )
 
-
-Judge = Callable[[Sequence[JudgeQuestion]], list[bool | None]]
-"""Right, wrong, or None where no verdict was to be had, for each question."""
+    def __post_init__(self) -> None:
+        if len(self.judge_prices) not in (0, 2) or any(price < 0 for price in self.judge_prices):
+            raise ValueError("--judge_prices: give two, per million tokens sent and received, such as 0.15 0.6")
+        if self.judge_max_tokens < 1 or self.judge_concurrency < 1:
+            raise ValueError("--judge_max_tokens and --judge_concurrency must be at least 1")
+        if self.judge_max_cost is not None and not self.judge_prices:
+            raise ValueError("--judge_max_cost: needs --judge_prices to tell what judging costs")
 
 
 @dataclass(frozen=True)
@@ -78,15 +107,15 @@ class ServedJudge:
 
     Attributes:
         max_tokens: Of a reply; more than a digit needs, for judges that think first.
-        prices: Per million tokens sent and received.
-        max_cost: Above it nothing is asked.
+        prices: Per million tokens sent and received; none are unknown.
+        max_cost: Above it nothing is asked, if there are prices.
         outcome: How many requests had which end, to be shown: verdicts, replies without one, and failures by reason.
     """
 
     server: ChatServer
     cache: ReplyCache
     max_tokens: int = 16
-    prices: tuple[float, float] | None = None
+    prices: Sequence[float] = ()
     max_cost: float | None = None
     outcome: Counter[str] = field(default_factory=Counter)
 
@@ -103,9 +132,10 @@ class ServedJudge:
         cut = sum(len(text) > LONGEST_TEXT for question in questions for text in question)
         if cut:
             print(f"Judge {self.server.model}: {cut:,} texts are cut after {LONGEST_TEXT:,} characters", flush=True)
-        if self.max_cost is not None and (cost.money is None or cost.money > self.max_cost):
-            shown = "an unknown sum (there are no prices)" if cost.money is None else f"up to {cost.money:.2f}"
-            raise InputError(f"judging costs {shown}, and {self.max_cost:g} is allowed; nothing was asked")
+        if self.max_cost is not None and (cost.money or 0) > self.max_cost:
+            raise InputError(
+                f"--judge_max_cost {self.max_cost:g}: judging may cost up to {cost.money:.2f}; nothing was asked"
+            )
         verdicts: dict[str, bool | None] = {}
         with tqdm(total=len(different), desc="judging", unit=" replies") as progress:
 
@@ -129,17 +159,43 @@ class ServedJudge:
         money = (sent * self.prices[0] + received * self.prices[1]) / 1e6 if self.prices else None
         return Cost(len(cases), len(cases) - len(sizes), sent, received, money)
 
-    def signature(self) -> dict[str, Any]:
-        """What tells this judge from others, to be kept with a score."""
+    def facts(self) -> dict[str, Any]:
+        """Which judge it was and what became of its requests, to be kept with a score."""
         return {
             "model": self.server.model,
             "root": self.server.root,
             "prompt_version": PROMPT_VERSION,
             "max_tokens": self.max_tokens,
+            "requests": dict(self.outcome),
         }
 
     def _request(self, case: str) -> ChatRequest:
         return ChatRequest(case, [{"role": "user", "content": PROMPT.format(case=case)}], self.max_tokens)
+
+
+def open_judge(arguments: JudgeArguments, protocol: str, out: Path) -> ServedJudge | None:
+    """The judge that the options name, if they name one.
+
+    Args:
+        out: The file that the scores go to; replies are kept beside it.
+
+    Raises:
+        InputError: The protocol asks none, or the server does not serve it.
+    """
+    if arguments.judge_model is None:
+        return None
+    if protocol == "exact":
+        raise InputError(f"--judge_model {arguments.judge_model}: the protocol exact asks no judge; leave it out")
+    server = ChatServer(
+        arguments.judge_base_url,
+        arguments.judge_model,
+        arguments.judge_key_variable,
+        concurrency=arguments.judge_concurrency,
+    )
+    cache = ReplyCache(Path(arguments.judge_cache) if arguments.judge_cache else out.with_name("judge.jsonl"))
+    return ServedJudge(
+        find_model(server), cache, arguments.judge_max_tokens, arguments.judge_prices, arguments.judge_max_cost
+    )
 
 
 def _case(question: JudgeQuestion) -> str:

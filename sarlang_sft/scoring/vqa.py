@@ -139,7 +139,7 @@ def verdicts(rows: Sequence[Row], protocol: str, judge: Judge | None = None) -> 
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol {protocol}: must be one of {', '.join(PROTOCOLS)}")
     if protocol == "judge" and judge is None:
-        raise InputError("--protocol judge: needs a judge; exact and published do without")
+        raise InputError("--protocol judge: needs a judge (--judge_model); exact and published do without")
     found: list[bool | None] = []
     asked: dict[int, JudgeQuestion] = {}
     for index, row in enumerate(rows):
