@@ -19,13 +19,12 @@ from sarlang_sft.locks import HeldElsewhereError, sign_lock, take_lock
 from sarlang_sft.scoring.predictions import settings_beside
 from sarlang_sft.whole_output import CannotWriteError, whole_file
 
-Box = list[float] | None
 PredictionRow = dict[str, Any]
 
 
-def make_row(question: Question, predict: str, logprob: float | None, boxes: list[Box] | None = None) -> PredictionRow:
-    question: Question, predict: str, logprob: float | None, boxes: list[Box] | None = None
-) -> dict[str, Any]:
+def make_row(
+    question: Question, predict: str, logprob: float | None, boxes: list[list[float]] | None = None
+) -> PredictionRow:
     """The line that is written for an answer.
 
     Args:
