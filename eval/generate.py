@@ -12,9 +12,11 @@ from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError, exit_on_bad_input
+from sarlang_sft.eval_questions import exchange_images, read_questions
 from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.inference import load_tuned
-from sarlang_sft.predict import exchange_images, keep_settings, predict_to_file, read_questions
+from sarlang_sft.predict import predict_to_file
+from sarlang_sft.prediction_files import keep_settings, lock_predictions
 from sarlang_sft.quantisation import bits_of
 from sarlang_sft.records import file_hash, image_root_of
 
@@ -62,6 +64,7 @@ def main() -> None:
         "adapter_fingerprint": base_fingerprint(args.adapter) if adapted else None,
         "questions": file_hash(Path(args.data) / f"{args.split}.parquet"),
     }
+    lock = lock_predictions(path)
     keep_settings(path, {name: vars(args)[name] for name in made_with} | {"bits": bits} | content)
     tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels, bits)
     count, unusable = predict_to_file(
@@ -70,6 +73,7 @@ def main() -> None:
     if unusable:
         name, why = next(iter(unusable.items()))
         print(f"{len(unusable)} images or questions stay unanswered, such as {name}: {why}")
+    lock.close()
     print(f"{count} answers written, {len(questions)} in all: {path}")
 
 

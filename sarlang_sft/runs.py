@@ -1,7 +1,5 @@
 """The output folder as the home of one run: its lock, its id, and where it goes on."""
 
-import errno
-import fcntl
 import json
 import os
 import secrets
@@ -25,6 +23,7 @@ from sarlang_sft.checkpoints import (
 )
 from sarlang_sft.errors import BAD_INPUT, InputError
 from sarlang_sft.interruption import ignore_signals, leave_at_once
+from sarlang_sft.locks import HeldElsewhereError, sign_lock, take_lock
 from sarlang_sft.ranks import Ranks
 from sarlang_sft.run_facts import SCHEDULE, Difference, Facts, collect_facts, find_differences
 from sarlang_sft.run_files import FINISHED, LOCK, RUN, RUNNING, STOPPED
@@ -179,9 +178,7 @@ def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = held or _lock(out, create=True)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        lock.flush()
+        sign_lock(lock)
         remove_left_overs(out)
         if checkpoint and checkpoint.parent.resolve() == out.resolve():
             _set_aside([path for path in list_checkpoints(out) if step_of(path) > step_of(checkpoint)])
@@ -253,8 +250,6 @@ def _write(out: Path, run_id: str, state: str, facts: Facts) -> None:
 def _lock(out: Path, create: bool) -> BinaryIO | None:
     """Hold the folder until this process ends, however it ends.
 
-    It is a lock of the process, which loader workers do not inherit: they may outlive it for a moment.
-
     Raises:
         InputError: Another process holds it.
     """
@@ -262,14 +257,8 @@ def _lock(out: Path, create: bool) -> BinaryIO | None:
     if not create and not path.exists():
         return None
     try:
-        file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - held until the process ends
+        return take_lock(path)
+    except HeldElsewhereError as error:
+        raise InputError(f"output_dir {out}: {error} trains there now; wait for it, or choose another") from error
     except OSError as error:
         raise InputError(f"output_dir {out}: cannot be written ({error})") from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            holder = file.read().decode(errors="replace").strip() or "another process"
-            raise InputError(f"output_dir {out}: {holder} trains there now; wait for it, or choose another") from error
-        print(f"{out}: cannot be locked ({error}); see to it that no two runs share it", flush=True)
-    return file

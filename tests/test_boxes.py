@@ -14,11 +14,12 @@ from sarlang_sft.box_texts import frame_of, write_table
 from sarlang_sft.boxes import FRACTIONS, PIXELS, QWEN2_VL, THOUSANDTHS, Frame, box_problem, write_boxes
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
+from sarlang_sft.eval_questions import read_questions
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, read_mixture
-from sarlang_sft.predict import predict_to_file, read_questions
+from sarlang_sft.predict import predict_to_file
 from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 
 SIZES = ((96, 96), (140, 100), (48, 150), (512, 300), (257, 263))

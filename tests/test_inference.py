@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from sarlang_sft.backbones import BACKBONES, training_template
 from sarlang_sft.errors import InputError
+from sarlang_sft.eval_questions import exchange_images, read_questions
 from sarlang_sft.imagery import load_picture, save_ops
 from sarlang_sft.inference import Asked, answer_each, encode, load_tuned, stop_tokens
 from sarlang_sft.loading import load_processor
 from sarlang_sft.parity import sample_inputs
-from sarlang_sft.predict import exchange_images, predict_to_file, read_questions
+from sarlang_sft.predict import predict_to_file
 from sarlang_sft.release import merge_adapter
 from sarlang_sft.shared_trunk import answer_together
 from sarlang_sft.tuning import TuningArguments

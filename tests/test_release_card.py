@@ -25,7 +25,7 @@ from sarlang_sft.arguments import DataArguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.inference import Asked, answer_each, load_tuned
-from sarlang_sft.predict import keep_settings
+from sarlang_sft.prediction_files import keep_settings
 from sarlang_sft.publishing import check_login, push, without_paths, write_release
 from sarlang_sft.records import image_root_of, read_dialogue_table, read_records
 from sarlang_sft.release import merge_adapter

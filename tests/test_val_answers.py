@@ -22,11 +22,12 @@ from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.checkpoints import list_checkpoints
 from sarlang_sft.collate import IGNORED, DialogueCollator
 from sarlang_sft.errors import InputError
+from sarlang_sft.eval_questions import read_questions
 from sarlang_sft.inference import TunedModel, load_tuned
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.packing import PlannedRows
-from sarlang_sft.predict import predict_to_file, read_questions
+from sarlang_sft.predict import predict_to_file
 from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.sarlang import Prompts, convert

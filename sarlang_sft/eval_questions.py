@@ -1,0 +1,64 @@
+"""The questions of a data folder that a model is asked once it is trained, and what is asked of its baselines."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sarlang_sft.errors import InputError
+from sarlang_sft.records import read_dialogue_table
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a data folder, with the turns before it as context.
+
+    Attributes:
+        images: Their names relative to the image root; empty for a question without image.
+        size: Width and height of its first image in pixels.
+        boxes: Of its image, if a text names one as `<box:i>`; else empty.
+    """
+
+    id: str
+    images: list[str]
+    subset: str
+    task: str
+    turns: list[dict[str, str]]
+    size: tuple[int, int]
+    boxes: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """The stored answer."""
+        return self.turns[-1]["answer"]
+
+
+def read_questions(data: Path, split: str, subsets: list[str], tasks: list[str], limit: int | None) -> list[Question]:
+    """The questions of a split in stored order; an empty list of subsets or tasks means all of them."""
+    questions = [
+        Question(
+            f"{row['id']}#{index}",
+            row["images"],
+            row["subset"],
+            row["task"],
+            row["turns"][: index + 1],
+            (row["width"], row["height"]),
+            row["boxes"] or [],
+        )
+        for row in read_dialogue_table(data, split).to_pylist()
+        if (not subsets or row["subset"] in subsets) and (not tasks or row["task"] in tasks)
+        for index in range(len(row["turns"]))
+    ]
+    if not questions:
+        raise InputError(f"--data {data}: split {split} holds no question of {[*subsets, *tasks] or 'any kind'}")
+    return questions[:limit]
+
+
+def exchange_images(questions: list[Question]) -> list[Question]:
+    """Every question about another scene: image i of n is replaced by image i + n // 2, in order of appearance.
+
+    What a model still answers rightly then it knows without seeing (the blind baseline).
+    """
+    order = list(dict.fromkeys(tuple(question.images) for question in questions))
+    shift = len(order) // 2
+    other = {images: list(order[(index + shift) % len(order)]) for index, images in enumerate(order)}
+    return [replace(question, images=other[tuple(question.images)]) for question in questions]
