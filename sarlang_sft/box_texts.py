@@ -30,6 +30,30 @@ def write_turns(turns: Turns, boxes: list[dict], backbone: Backbone, frame: Fram
     ]
 
 
+def write_question(
+    turns: Turns,
+    boxes: list[dict],
+    size: tuple[int, int],
+    processor: ProcessorMixin,
+    backbone: Backbone,
+    image_ops: list[str],
+) -> tuple[Frame, Turns]:
+    """Turns up to a question with their boxes written, and the picture that the model sees.
+
+    The answer that is sought stays out: its box may be outside the picture.
+
+    Args:
+        size: Width and height of the stored image in pixels.
+
+    Raises:
+        ValueError: See `write_turns`.
+    """
+    frame = frame_of(processor, backbone, image_ops, *size)
+    *before, last = turns
+    written = write_turns([*before, {"question": last["question"]}], boxes, backbone, frame)
+    return frame, [*written[:-1], {**written[-1], "answer": ""}]
+
+
 def write_table(
     table: pa.Table, processor: ProcessorMixin, backbone: Backbone, image_ops: list[str]
 ) -> tuple[pa.Table, dict[int, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sarlang_sft.box_texts import frame_of, write_turns
+from sarlang_sft.box_texts import write_question
 from sarlang_sft.boxes import PLACEHOLDER, Frame
 from sarlang_sft.errors import InputError
 from sarlang_sft.eval_questions import Question
@@ -76,16 +76,12 @@ def predict_to_file(
 
 
 def _in_the_models_words(tuned: TunedModel, question: Question) -> tuple[Frame | None, list[dict[str, str]]]:
-    """The turns with their boxes written, and the picture that the model sees, if the texts name any.
-
-    The answer that is sought stays out: its box may be outside the picture.
-    """
+    """The turns with their boxes written, and the picture that the model sees, if the texts name any."""
     if not question.boxes:
         return None, question.turns
-    frame = frame_of(tuned.processor, tuned.backbone, tuned.image_ops, *question.size)
-    *before, last = question.turns
-    turns = write_turns([*before, {"question": last["question"]}], question.boxes, tuned.backbone, frame)
-    return frame, [*turns[:-1], {**turns[-1], "answer": ""}]
+    return write_question(
+        question.turns, question.boxes, question.size, tuned.processor, tuned.backbone, tuned.image_ops
+    )
 
 
 def _batches(questions: list[Question], size: int, shared_trunk: bool) -> Iterator[list[Question]]:
