@@ -2,23 +2,38 @@
 
     python eval/generate.py --model Qwen/Qwen2.5-VL-7B-Instruct --adapter runs/qwen --data data/sarlang \
         --out runs/qwen/eval
+    torchrun --nproc_per_node 8 eval/generate.py --model ...   # the same on eight GPUs
 
-Writes predictions.jsonl; a half-written file is continued. `--exchange_images` shows every question another scene's
-image: what is still answered rightly is known without seeing.
+Writes predictions.jsonl when all is answered; until then each process writes a part beside it. The same command goes
+on after any stop, with any number of processes. Baselines, what is known without seeing: `--exchange_images` shows
+every question another scene's image, `--without_images` none.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
+from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError, exit_on_bad_input
-from sarlang_sft.eval_questions import exchange_images, read_questions
+from sarlang_sft.eval_questions import exchange_images, leave_out_images, read_questions
 from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.inference import load_tuned
-from sarlang_sft.predict import predict_to_file
-from sarlang_sft.prediction_files import keep_settings, lock_predictions
+from sarlang_sft.interruption import leave_at_once
+from sarlang_sft.predict import Asking, open_predictions, predict_to_file
 from sarlang_sft.quantisation import bits_of
 from sarlang_sft.records import file_hash, image_root_of
+
+MADE_WITH = (
+    "model",
+    "adapter",
+    "data",
+    "split",
+    "exchange_images",
+    "without_images",
+    "max_new_tokens",
+    "dtype",
+    "max_pixels",
+)  # options without which answers are others
 
 
 @dataclass
@@ -35,6 +50,7 @@ class GenerateArguments:
     tasks: list[str] = field(default_factory=list, metadata={"help": "Only these applications; default: all."})
     limit: int | None = field(default=None, metadata={"help": "Only the first N questions."})
     exchange_images: bool = field(default=False, metadata={"help": "Show every question another scene's image."})
+    without_images: bool = field(default=False, metadata={"help": "Ask every question without its image."})
     name: str = field(default="predictions", metadata={"help": "Name of the file, without .jsonl."})
     batch_size: int = field(default=32, metadata={"help": "Questions answered together."})
     shared_trunk: bool = field(
@@ -51,30 +67,35 @@ def main() -> None:
     (args,) = parse_arguments([GenerateArguments], __doc__)
     if args.batch_size < 1 or args.max_new_tokens < 1:
         raise InputError("--batch_size and --max_new_tokens must be at least 1")
+    if args.exchange_images and args.without_images:
+        raise InputError("--exchange_images and --without_images exclude each other: choose one")
+    leave_at_once(lambda: None)
+    crew = Crew()
     bits = bits_of(args.load_in_4bit, args.load_in_8bit)
     image_root = image_root_of(Path(args.data), args.image_root)
     questions = read_questions(Path(args.data), args.split, args.subsets, args.tasks, args.limit)
     if args.exchange_images:
         questions = exchange_images(questions)
+    if args.without_images:
+        questions = leave_out_images(questions)
     path = Path(args.out) / f"{args.name}.jsonl"
-    made_with = ("model", "adapter", "data", "split", "exchange_images", "max_new_tokens", "dtype", "max_pixels")
     adapted = args.adapter is not None and Path(args.adapter).is_dir()
     content = {  # names stay when what they name is trained anew
         "model_fingerprint": base_fingerprint(args.model),
         "adapter_fingerprint": base_fingerprint(args.adapter) if adapted else None,
         "questions": file_hash(Path(args.data) / f"{args.split}.parquet"),
     }
-    lock = lock_predictions(path)
-    keep_settings(path, {name: vars(args)[name] for name in made_with} | {"bits": bits} | content)
+    settings = {name: vars(args)[name] for name in MADE_WITH} | {"bits": bits} | content
+    lock = open_predictions(path, settings, crew.ranks)
     tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels, bits)
-    count, unusable = predict_to_file(
-        tuned, questions, image_root, path, args.batch_size, args.max_new_tokens, args.shared_trunk
-    )
-    if unusable:
-        name, why = next(iter(unusable.items()))
-        print(f"{len(unusable)} images or questions stay unanswered, such as {name}: {why}")
+    asking = Asking(args.batch_size, args.max_new_tokens, args.shared_trunk)
+    count, unusable = predict_to_file(tuned, questions, image_root, path, asking, crew)
     lock.close()
-    print(f"{count} answers written, {len(questions)} in all: {path}")
+    if crew.ranks.first:
+        if unusable:
+            name, why = next(iter(unusable.items()))
+            print(f"{len(unusable)} images or questions stay unanswered, such as {name}: {why}")
+        print(f"{count} answers written, {len(questions)} in all: {path}")
 
 
 if __name__ == "__main__":

@@ -62,3 +62,8 @@ def exchange_images(questions: list[Question]) -> list[Question]:
     shift = len(order) // 2
     other = {images: list(order[(index + shift) % len(order)]) for index, images in enumerate(order)}
     return [replace(question, images=other[tuple(question.images)]) for question in questions]
+
+
+def leave_out_images(questions: list[Question]) -> list[Question]:
+    """Every question without its images: what is still answered rightly, the text alone gives (text-only baseline)."""
+    return [replace(question, images=[]) for question in questions]

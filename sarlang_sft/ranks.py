@@ -1,10 +1,14 @@
 """What the ranks of a run agree on; over gloo, so that asking needs no GPU and does not wait for one."""
 
+import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from sarlang_sft.errors import BAD_INPUT, InputError
 
 Value = TypeVar("Value")
 
@@ -54,3 +58,21 @@ class Ranks:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
+
+    def on_first(self, work: Callable[[], Value]) -> Value | None:
+        """What the work gives, on rank 0, which does it alone; None on the others, when it is done.
+
+        Raises:
+            InputError: The work did; the other ranks end the program without a word.
+        """
+        found, problem = None, None
+        if self.first:
+            try:
+                found = work()
+            except InputError as error:
+                problem = error
+        if self.from_first(problem is not None):
+            if problem is None:
+                sys.exit(BAD_INPUT)
+            raise problem
+        return found

@@ -75,6 +75,8 @@ def _other_model(release: Release, score: Score) -> str | None:
     begun_with = release.training.facts["base"] if release.training else None
     if score.settings.get("exchange_images"):
         return "its answers are those of the blind baseline (--exchange_images)"
+    if score.settings.get("without_images"):
+        return "its answers are those of the text-only baseline (--without_images)"
     if (adapter or model) not in release.fingerprints:
         named = score.settings.get("adapter") or score.settings.get("model")
         return f"its answers are of another model ({Path(named).name})"
@@ -152,7 +154,8 @@ def accept(release: Release, accepted: list[str]) -> Release:
         if baseline_name(release, score) is None:
             raise InputError(
                 f"--baselines {score.path}: neither the base model's answers nor those of this model to exchanged "
-                "images (eval/generate.py --exchange_images); answer with the base model as --run names it"
+                "images or to none (eval/generate.py --exchange_images or --without_images); answer with the base "
+                "model as --run names it"
             )
     told = {name: "; ".join(str(concern) for concern in concerns if concern.name == name) for name in reasons}
     return replace(release, accepted={name: (what, reasons[name]) for name, what in told.items()})

@@ -231,11 +231,16 @@ def _stated(licenses: list[str], data: list[Data]) -> dict[str, str]:
 
 
 def baseline_name(release: Release, score: Score) -> str | None:
-    """What a baseline is: `base model`, or `blind`: the model itself with the images exchanged; None if neither."""
+    """What a baseline is, None if nothing of this.
+
+    `base model`, or the model itself: `blind` with the images exchanged, `text-only` without them.
+    """
     settings = score.settings
     tuned = {settings.get("model_fingerprint"), settings.get("adapter_fingerprint")} & release.fingerprints
     if settings.get("exchange_images"):
         return "blind" if tuned else None
+    if settings.get("without_images"):
+        return "text-only" if tuned else None
     begun_with = release.training.facts["base"] if release.training else None
     answered = settings.get("model_fingerprint")
     # One of the hub and one of a folder cannot be compared: then its name must be the base model's.

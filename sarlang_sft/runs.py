@@ -6,11 +6,10 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.checkpoints import (
@@ -21,7 +20,7 @@ from sarlang_sft.checkpoints import (
     remove_left_overs,
     step_of,
 )
-from sarlang_sft.errors import BAD_INPUT, InputError
+from sarlang_sft.errors import InputError
 from sarlang_sft.interruption import ignore_signals, leave_at_once
 from sarlang_sft.locks import HeldElsewhereError, sign_lock, take_lock
 from sarlang_sft.ranks import Ranks
@@ -40,7 +39,6 @@ FACTS = {
     "versions",
     "run_id",
 }  # that are compared
-Value = TypeVar("Value")
 
 
 @dataclass
@@ -77,7 +75,7 @@ class Entry(NamedTuple):
     id: str
     checkpoint: Path | None
     cut_off: bool
-    lock: BinaryIO
+    lock: BinaryIO | None
 
 
 def open_run(model: ModelArguments, tuning: TuningArguments, data: DataArguments, training: TrainArguments) -> Run:
@@ -92,10 +90,12 @@ def open_run(model: ModelArguments, tuning: TuningArguments, data: DataArguments
     ranks = Ranks(timedelta(seconds=training.ddp_timeout))
     facts = collect_facts(model, tuning, data, training)
     out = Path(training.output_dir)
-    entry = _on_first(ranks, lambda: _enter(out, training.resume, facts))
-    if entry is None:
+    entry = ranks.on_first(lambda: _enter(out, training.resume, facts))
+    lock = entry.lock if entry else None
+    shared = ranks.from_first(entry and entry._replace(lock=None))
+    if shared is None:
         sys.exit(0)
-    run_id, checkpoint, cut_off, lock = entry
+    run_id, checkpoint, cut_off, _ = shared
     seen = ranks.gather(None if sees(out, run_id) else socket.gethostname())
     if blind := [f"rank {rank} on {host}" for rank, host in enumerate(seen) if host]:
         raise InputError(f"output_dir {out}: {blind[0]} does not see it; put it on a file system that all nodes share")
@@ -113,23 +113,6 @@ def sees(out: Path, run_id: str, seconds: float = 90) -> bool:
             return False
         time.sleep(1)
     return True
-
-
-def _on_first(ranks: Ranks, work: Callable[[], Entry | None]) -> Entry | None:
-    """Do the work on rank 0; what it finds, or that it failed, is known to all ranks."""
-    found, problem = None, None
-    if ranks.first:
-        try:
-            found = work()
-        except InputError as error:
-            problem = error
-    if ranks.from_first(problem is not None):
-        if problem is None:
-            sys.exit(BAD_INPUT)  # rank 0 says why
-        raise problem
-    lock = found.lock if found else None
-    shared = ranks.from_first(found and found._replace(lock=None))
-    return shared and shared._replace(lock=lock)
 
 
 def _enter(out: Path, resume: str, facts: Facts) -> Entry | None:

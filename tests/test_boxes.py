@@ -13,13 +13,14 @@ from sarlang_sft.backbones import BACKBONES, Backbone
 from sarlang_sft.box_texts import frame_of, write_table
 from sarlang_sft.boxes import FRACTIONS, PIXELS, QWEN2_VL, THOUSANDTHS, Frame, box_problem, write_boxes
 from sarlang_sft.collate import IGNORED, DialogueCollator
+from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError
 from sarlang_sft.eval_questions import read_questions
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, read_mixture
-from sarlang_sft.predict import predict_to_file
+from sarlang_sft.predict import Asking, predict_to_file
 from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 
 SIZES = ((96, 96), (140, 100), (48, 150), (512, 300), (257, 263))
@@ -177,7 +178,7 @@ def test_answers_with_boxes_come_back_in_stored_pixels(
 
     monkeypatch.setattr("sarlang_sft.predict.answer_together", answer)
     questions = read_questions(grounded, "test", [], [], None)
-    written, unusable = predict_to_file(tuned, questions, grounded.parent, tmp_path / "p.jsonl", 8, 4)
+    written, unusable = predict_to_file(tuned, questions, grounded.parent, tmp_path / "p.jsonl", Asking(8, 4), Crew())
     assert (written, unusable) == (4, {"d4#0": "no box of this number"})
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())}
     assert f"What is in {ship}?" in asked and rows["d1#0"]["question"] == "What is in <box:0>?"

@@ -12,13 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sarlang_sft.backbones import BACKBONES, training_template
+from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError
 from sarlang_sft.eval_questions import exchange_images, read_questions
 from sarlang_sft.imagery import load_picture, save_ops
 from sarlang_sft.inference import Asked, answer_each, encode, load_tuned, stop_tokens
 from sarlang_sft.loading import load_processor
 from sarlang_sft.parity import sample_inputs
-from sarlang_sft.predict import predict_to_file
+from sarlang_sft.predict import Asking, predict_to_file
 from sarlang_sft.release import merge_adapter
 from sarlang_sft.shared_trunk import answer_together
 from sarlang_sft.tuning import TuningArguments
@@ -233,7 +234,7 @@ def test_predictions_with_and_without_a_shared_trunk_are_the_same(
     rows = {}
     for shared, size in ((True, 12), (False, 8)):
         path = tmp_path / f"{shared}.jsonl"
-        assert predict_to_file(tuned, questions, sample, path, size, 6, shared) == (50, {})
+        assert predict_to_file(tuned, questions, sample, path, Asking(size, 6, shared), Crew()) == (50, {})
         rows[shared] = {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
     for identifier, row in rows[True].items():
         row["logprob"] = pytest.approx(row["logprob"], abs=1e-3)

@@ -21,13 +21,14 @@ from sarlang_sft.attention import FLEX, answering_attention
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.checkpoints import list_checkpoints
 from sarlang_sft.collate import IGNORED, DialogueCollator
+from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError
 from sarlang_sft.eval_questions import read_questions
 from sarlang_sft.inference import TunedModel, load_tuned
 from sarlang_sft.loading import load_processor
 from sarlang_sft.mixture import DataSource, read_mixture
 from sarlang_sft.packing import PlannedRows
-from sarlang_sft.predict import predict_to_file
+from sarlang_sft.predict import Asking, predict_to_file
 from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.sarlang import Prompts, convert
@@ -202,9 +203,8 @@ def test_two_ranks_evaluate_as_one_process_does(
 
 def test_answers_are_those_of_generate(taught: Path, folder: Path, sample: Path, tmp_path: Path) -> None:
     tuned = load_tuned(str(taught), None)
-    written, _ = predict_to_file(
-        tuned, read_questions(folder, "val", [], [], None), sample, tmp_path / "all.jsonl", 16, 12
-    )
+    questions = read_questions(folder, "val", [], [], None)
+    written, _ = predict_to_file(tuned, questions, sample, tmp_path / "all.jsonl", Asking(16, 12), Crew())
     predictions = {row["id"]: row for row in map(json.loads, (tmp_path / "all.jsonl").read_text().splitlines())}
     questions = choose_questions(val_rows(DataSource(str(folder))), 10_000)
     assert len(questions) == written
