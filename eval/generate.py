@@ -3,12 +3,15 @@
     python eval/generate.py --model Qwen/Qwen2.5-VL-7B-Instruct --adapter runs/qwen --data data/sarlang \
         --out runs/qwen/eval
     torchrun --nproc_per_node 8 eval/generate.py --model ...   # the same on eight GPUs
+    python eval/generate.py --engine openai --base_url http://127.0.0.1:8000/v1 --served_model merged \
+        --model runs/merged --data data/sarlang --out runs/merged/eval      # by a server, see docs/serving.md
 
 Writes predictions.jsonl when all is answered; until then each process writes a part beside it. The same command goes
 on after any stop, with any number of processes. Baselines, what is known without seeing: `--exchange_images` shows
 every question another scene's image, `--without_images` none.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +25,10 @@ from sarlang_sft.interruption import leave_at_once
 from sarlang_sft.predict import Asking, open_predictions, predict_to_file
 from sarlang_sft.quantisation import bits_of
 from sarlang_sft.records import file_hash, image_root_of
+from sarlang_sft.served_answers import ServerArguments, open_served, predict_by_server
 
 MADE_WITH = (
+    "engine",
     "model",
     "adapter",
     "data",
@@ -38,9 +43,13 @@ MADE_WITH = (
 
 @dataclass
 class GenerateArguments:
-    model: str = field(metadata={"help": "Folder or hub name of the model."})
     data: str = field(metadata={"help": "Data folder."})
     out: str = field(metadata={"help": "Folder for predictions.jsonl."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or hub name of the model; a server's may go without if it is none of our families."},
+    )
+    engine: str = field(default="hf", metadata={"help": "hf (answer here) or openai (ask a server, e.g. vLLM)."})
     adapter: str | None = field(default=None, metadata={"help": "Folder of the adapter."})
     split: str = field(default="test", metadata={"help": "train, val or test."})
     image_root: str | None = field(
@@ -64,7 +73,9 @@ class GenerateArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments([GenerateArguments], __doc__)
+    args, server_args = parse_arguments([GenerateArguments, ServerArguments], __doc__)
+    if args.engine not in ("hf", "openai") or (args.engine == "hf" and args.model is None):
+        raise InputError(f"--engine {args.engine}: must be hf, which needs --model, or openai")
     if args.batch_size < 1 or args.max_new_tokens < 1:
         raise InputError("--batch_size and --max_new_tokens must be at least 1")
     if args.exchange_images and args.without_images:
@@ -72,6 +83,8 @@ def main() -> None:
     leave_at_once(lambda: None)
     crew = Crew()
     bits = bits_of(args.load_in_4bit, args.load_in_8bit)
+    if args.engine == "openai" and (bits or args.dtype != "auto" or crew.ranks.count > 1):
+        raise InputError("--engine openai: the server chooses --dtype and --load_in_*; one process asks, not torchrun")
     image_root = image_root_of(Path(args.data), args.image_root)
     questions = read_questions(Path(args.data), args.split, args.subsets, args.tasks, args.limit)
     if args.exchange_images:
@@ -81,20 +94,25 @@ def main() -> None:
     path = Path(args.out) / f"{args.name}.jsonl"
     adapted = args.adapter is not None and Path(args.adapter).is_dir()
     content = {  # names stay when what they name is trained anew
-        "model_fingerprint": base_fingerprint(args.model),
+        "model_fingerprint": base_fingerprint(args.model) if args.model else None,
         "adapter_fingerprint": base_fingerprint(args.adapter) if adapted else None,
         "questions": file_hash(Path(args.data) / f"{args.split}.parquet"),
     }
     settings = {name: vars(args)[name] for name in MADE_WITH} | {"bits": bits} | content
-    lock = open_predictions(path, settings, crew.ranks)
-    tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels, bits)
-    asking = Asking(args.batch_size, args.max_new_tokens, args.shared_trunk)
-    count, unusable = predict_to_file(tuned, questions, image_root, path, asking, crew)
+    if args.engine == "openai":
+        server, preparation = open_served(server_args.server(), args.model, args.adapter, args.max_pixels)
+        lock = open_predictions(path, settings | server.facts(), crew.ranks)
+        count, unusable = predict_by_server(server, preparation, questions, image_root, path, args.max_new_tokens)
+    else:
+        lock = open_predictions(path, settings, crew.ranks)
+        tuned = load_tuned(args.model, args.adapter, args.dtype, args.max_pixels, bits)
+        asking = Asking(args.batch_size, args.max_new_tokens, args.shared_trunk)
+        count, unusable = predict_to_file(tuned, questions, image_root, path, asking, crew)
     lock.close()
     if crew.ranks.first:
-        if unusable:
-            name, why = next(iter(unusable.items()))
-            print(f"{len(unusable)} images or questions stay unanswered, such as {name}: {why}")
+        for why, number in Counter(unusable.values()).most_common():
+            name = next(name for name in unusable if unusable[name] == why)
+            print(f"{number} images or questions stay unanswered, such as {name}: {why}")
         print(f"{count} answers written, {len(questions)} in all: {path}")
 
 

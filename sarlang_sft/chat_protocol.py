@@ -51,6 +51,10 @@ class ChatServer:
     root: str | None = None
     parent: str | None = None
 
+    def facts(self) -> dict[str, str | None]:
+        """Which model answers, to be kept with its answers; not where, which may change."""
+        return {"served_model": self.model, "served_root": self.root, "served_parent": self.parent}
+
 
 @dataclass(frozen=True)
 class ChatRequest:

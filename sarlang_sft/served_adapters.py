@@ -33,8 +33,8 @@ def check_served_adapter(server: ChatServer, model: str, adapter: Path, backbone
         rank = _config(adapter)["r"]
         slots = min((size for size in VLLM_RANKS if size >= rank), default=rank)
         raise InputError(
-            f"--served_model {server.model}: is no adapter at {server.base_url}; start the server with it, as in `vllm "
-            f"serve {model} --enable-lora --max-lora-rank {slots} --lora-modules NAME={adapter}`, and give that NAME"
+            f"--served_model {server.model}: is no adapter at {server.base_url}; start the server with it, as in "
+            f"`vllm serve {model} --enable-lora --max-lora-rank {slots} --lora-modules NAME={adapter}`; give that NAME"
         )
 
 

@@ -21,7 +21,7 @@ from transformers import ProcessorMixin
 from sarlang_sft.backbones import Backbone, find_backbone
 from sarlang_sft.box_texts import write_question
 from sarlang_sft.boxes import PLACEHOLDER, Frame
-from sarlang_sft.chat_client import ask_all
+from sarlang_sft.chat_client import ask_all, find_model
 from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply
 from sarlang_sft.collate import to_messages
 from sarlang_sft.errors import InputError
@@ -30,6 +30,7 @@ from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_ops, load_picture
 from sarlang_sft.loading import load_processor
 from sarlang_sft.prediction_files import answered_ids, append_rows, make_row, merge_parts, part_of
+from sarlang_sft.served_adapters import check_no_adapter, check_served_adapter
 
 
 @dataclass
@@ -79,13 +80,31 @@ class Preparation:
         return picture
 
 
-def load_preparation(model: str, adapter: str | None, max_pixels: int | None) -> Preparation:
-    """From what is kept with the adapter, or else with the model; no weights are read."""
-    backbone = find_backbone(model)
-    home = adapter or model
+def open_served(
+    server: ChatServer, model: str | None, adapter: str | None, max_pixels: int | None
+) -> tuple[ChatServer, Preparation | None]:
+    """The server's facts about its model, and what is kept with the adapter, or else with the model, without weights.
+
+    Args:
+        model: None for one that this project does not train: its questions are asked as they are stored.
+
+    Raises:
+        InputError: The server does not serve the model, or cannot do what the adapter does.
+    """
+    if model is None and (adapter is not None or max_pixels is not None):
+        raise InputError("--adapter and --max_pixels: need --model, too")
     if adapter is not None and not Path(adapter).is_dir():
         raise InputError(f"--adapter {adapter}: no such folder")
-    return Preparation(load_processor(home, backbone, max_pixels), backbone, load_ops(Path(home)))
+    server = find_model(server)
+    if model is None:
+        return server, None
+    backbone = find_backbone(model)
+    if adapter is not None:
+        check_served_adapter(server, model, Path(adapter), backbone)
+    else:
+        check_no_adapter(server)
+    home = adapter or model
+    return server, Preparation(load_processor(home, backbone, max_pixels), backbone, load_ops(Path(home)))
 
 
 def predict_by_server(
@@ -141,7 +160,9 @@ def predict_by_server(
         nonlocal written
         progress.update()
         if isinstance(outcome, Failure):
-            unanswered[request.id] = " ".join((outcome.reason, outcome.detail)).strip()
+            if outcome.reason not in unanswered.values():
+                progress.write(f"{request.id}: {outcome.reason}: {outcome.detail}")
+            unanswered[request.id] = outcome.reason
             return
         question, frame = left[request.id], frames.pop(request.id)
         names_box = preparation and frame and PLACEHOLDER.search(question.label)

@@ -74,10 +74,10 @@ class MisbehavingServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
-    def client(self, **options: Any) -> ChatServer:
+    def client(self, model: str = MODEL, **options: Any) -> ChatServer:
         """How tests ask it: impatiently."""
         quick = {"concurrency": 4, "timeout": TIMEOUT, "first_wait": 0.01}
-        return ChatServer(self.url, MODEL, **{**quick, **options})
+        return ChatServer(self.url, model, **{**quick, **options})
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that have left are no news."""

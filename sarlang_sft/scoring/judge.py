@@ -142,7 +142,10 @@ class ServedJudge:
             def note(request: ChatRequest, outcome: Reply | Failure) -> None:
                 verdict = None if isinstance(outcome, Failure) else verdict_in(outcome.text)
                 verdicts[request.id] = verdict
-                self.outcome[_end_of(outcome, verdict)] += 1
+                end = _end_of(outcome, verdict)
+                if isinstance(outcome, Failure) and not self.outcome[end]:
+                    progress.write(f"{end}: {outcome.detail}")
+                self.outcome[end] += 1
                 progress.update()
 
             ask_all(self.server, ([self._request(case)] for case in different), note, self.cache)
