@@ -104,42 +104,6 @@ def test_an_adapter_with_a_foreign_or_missing_tensor_is_refused(tiny: Path, tmp_
         load_tuned(str(tiny), str(tmp_path))
 
 
-def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
-    tiny: Path, data: Path, tmp_path: Path
-) -> None:
-    words = ["eval/generate.py", "--model", tiny, "--data", data, "--limit", 30, "--max_new_tokens", 8, "--out"]
-    run_script(*words, tmp_path)
-    whole = (tmp_path / "predictions.jsonl").read_text()
-    rows = [json.loads(line) for line in whole.splitlines()]
-    assert len({row["id"] for row in rows}) == len(rows) == 30
-    assert set(rows[0]) == {"id", "image", "subset", "task", "question", "label", "predict", "logprob"}
-    assert all(row["logprob"] <= 0 for row in rows)
-    half = "".join(line + "\n" for line in whole.splitlines()[:11]) + '{"id": "torn'
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half/predictions.jsonl").write_text(half)
-    assert "nothing says with which model" in run_script(*words, tmp_path / "half", code=2)
-    shutil.copyfile(tmp_path / "predictions.settings.json", tmp_path / "half/predictions.settings.json")
-    assert "19 answers written, 30 in all" in run_script(*words, tmp_path / "half")
-    continued = [json.loads(line) for line in (tmp_path / "half/predictions.jsonl").read_text().splitlines()]
-    assert {row["id"]: row["predict"] for row in continued} == {row["id"]: row["predict"] for row in rows}
-    other = [*words, tmp_path / "half", "--exchange_images", "true"]
-    assert "was begun with exchange_images False, not True" in run_script(*other, code=2)
-    (tmp_path / "half/predictions.jsonl").write_text('{"id": "another question"}\n')
-    assert "holds answers to other questions" in run_script(*words, tmp_path / "half", code=2)
-
-
-def test_an_unreadable_image_leaves_its_questions_unanswered_and_is_named(
-    tiny: Path, data: Path, sample: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(sample, tmp_path / "sample")
-    torn = sorted({q.images[0] for q in read_questions(data, "test", [], [], 40)})[0]
-    (tmp_path / "sample" / torn).write_bytes(b"torn")
-    words = ["--model", tiny, "--data", data, "--limit", 40, "--max_new_tokens", 4, "--out", tmp_path]
-    output = run_script("eval/generate.py", *words, "--image_root", tmp_path / "sample")
-    answered = [json.loads(line)["image"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert torn in output and "stay unanswered" in output and answered and torn not in answered
-
-
 def test_a_checkpoint_with_missing_tensors_is_refused(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path / "model")
     tensors = load_file(tiny / "model.safetensors")

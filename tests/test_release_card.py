@@ -83,6 +83,7 @@ def made(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
         score(folder / name, data, folder / "base", folder / "run")
     score(folder / "before.json", data, folder / "base", None)
     score(folder / "blind.json", data, folder / "base", folder / "run", exchange_images=True)
+    score(folder / "text.json", data, folder / "base", folder / "run", without_images=True)
     return Made(folder, data)
 
 
@@ -113,7 +114,7 @@ def change(path: Path, **values: object) -> None:
 
 
 def test_a_merged_model_is_released_with_all_that_is_known(made: Made, tmp_path: Path) -> None:
-    card = release(made, tmp_path / "sar-qwen", baselines=["before.json", "blind.json"])
+    card = release(made, tmp_path / "sar-qwen", baselines=["before.json", "blind.json", "text.json"])
     front = ModelCard.load(tmp_path / "sar-qwen/README.md").data
     assert front.pipeline_tag == "image-text-to-text" and front.library_name == "transformers"
     assert front.license == "other" and front.base_model is None, "nobody said where the base model is from"
@@ -123,7 +124,7 @@ def test_a_merged_model_is_released_with_all_that_is_known(made: Made, tmp_path:
     for task, group in vqa["by_task"].items():
         low, high = 100 * group["low"], 100 * group["high"]
         assert f"| {task} | {group['n']} | {100 * group['value']:.1f} ({low:.1f}-{high:.1f}) |" in card
-    assert "| right, % | base model, % | blind, % |" in card and "Not surely better than blind" in card
+    assert "| right, % | base model, % | blind, % | text-only, % |" in card and "Not surely better than blind" in card
     manifest = json.loads((made.data / "manifest.json").read_text())
     for name, count in manifest["counts"]["train"]["vqa1"].items():
         assert re.search(rf"\| vqa1 \| {name} \| {count:,} \|", card)
@@ -222,6 +223,10 @@ def blind_scores(made: Made, tmp_path: Path) -> dict[str, Any]:
     return {"scores": ["blind.json"]}
 
 
+def text_only_scores(made: Made, tmp_path: Path) -> dict[str, Any]:
+    return {"scores": ["text.json"]}
+
+
 def unsigned_scores(made: Made, tmp_path: Path) -> dict[str, Any]:
     shutil.copyfile(made.folder / "vqa.json", tmp_path / "vqa.json")
     change(tmp_path / "vqa.json", made_from=None)
@@ -269,6 +274,7 @@ def local_base(made: Made, tmp_path: Path) -> dict[str, Any]:
         (not_asked, "no_scores", "there are no scores"),
         (another_adapter, "other_scores", "answers are of another model"),
         (blind_scores, "other_scores", "blind baseline"),
+        (text_only_scores, "other_scores", "text-only baseline"),
         (unsigned_scores, "unknown_scores", "does not say which model"),
         (scores_on_val, "split", "is on the split val"),
         (changed_data, "data", "the folder trained on"),
