@@ -11,10 +11,11 @@ import pytest
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import Dialogue, Record, Turn, to_table, write_data_folder
+from sarlang_sft.scoring.exact import exact_verdict
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row, count_problems, join_predictions, summary
 from sarlang_sft.scoring.published import JudgeQuestion, published_verdict
-from sarlang_sft.scoring.vqa import exact_verdict, score_vqa, verdicts
+from sarlang_sft.scoring.vqa import score_vqa, verdicts
 
 SCRIPT = Path(__file__).parents[1] / "eval" / "score_vqa.py"
 
