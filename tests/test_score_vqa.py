@@ -262,7 +262,7 @@ def test_command_line_writes_the_result_and_prints_it(data: Path, tmp_path: Path
         result
     )
     assert set(result["overall"]) == {"value", "low", "high"}
-    assert "2 of 4 answers need the published protocol's judge" in done.stdout
+    assert "2 of 4 answers need the protocol's judge" in done.stdout
     assert "1 times: has no prediction: d#0" in done.stdout
     assert str(out) in done.stdout
 

@@ -3,10 +3,9 @@
 docs/scoring.md states the rules with examples. Whoever changes a verdict raises `VERSION`.
 """
 
-import re
 from functools import lru_cache
 
-from sarlang_sft.boxes import PLACEHOLDER
+from sarlang_sft.scoring.found_boxes import is_box_label
 from sarlang_sft.scoring.reading import (
     REMEMBERED,
     Tokens,
@@ -25,13 +24,11 @@ from sarlang_sft.scoring.vocabulary import VOCABULARY, Vocabulary
 VERSION = 1
 QUESTION_TYPES = ("yes_no", "count", "class", "position", "list", "box", "open")
 
-_BOX_LABEL = re.compile(r"\s*(?:\[[-+.,\deE\s]*+\][\s,.;]*+)+")
-
 
 @lru_cache(maxsize=REMEMBERED)
 def question_type(label: str, vocabulary: Vocabulary = VOCABULARY) -> str:
     """What the form of a stored answer shows of its question, one of `QUESTION_TYPES`."""
-    if PLACEHOLDER.search(label) or _BOX_LABEL.fullmatch(label):
+    if is_box_label(label):
         return "box"
     tokens = read_tokens(label, vocabulary)
     if is_verdict(tokens):
@@ -97,6 +94,12 @@ def things_named(answer: str, vocabulary: Vocabulary = VOCABULARY) -> frozenset[
     tokens = read_tokens(answer, vocabulary)
     stated = statement(tokens, vocabulary)
     return things_said(_without_tail(stated or tokens, vocabulary), vocabulary)
+
+
+def position_words(answer: str, vocabulary: Vocabulary = VOCABULARY) -> frozenset[str]:
+    """The words of the position that an answer gives; empty if it gives none, or something beside it."""
+    named = things_named(answer, vocabulary)
+    return named if named <= vocabulary.words["positions"] else frozenset()
 
 
 def _without_tail(tokens: Tokens, vocabulary: Vocabulary) -> Tokens:
