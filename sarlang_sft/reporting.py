@@ -13,8 +13,8 @@ from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import read_image
 from sarlang_sft.records import read_dialogue_table
 from sarlang_sft.scenes import CLASSES
+from sarlang_sft.scoring.exact import exact_verdict
 from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
-from sarlang_sft.scoring.vqa import exact_verdict
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -161,6 +161,7 @@ def test_judging_killed_in_the_middle_goes_on_without_asking_anything_twice(
     result = json.loads((data.parent / "scores.json").read_text())
     assert result["overall"]["value"] == 4 / 40 and result["undecided"] == 0
     assert result["judge"]["requests"] == {"right": 4, "wrong": 36}
+    assert f"judge:{MODEL}+prompt{PROMPT_VERSION}" in result["signature"]
     assert (result["judge"]["model"], result["judge"]["prompt_version"]) == (MODEL, PROMPT_VERSION)
 
 

@@ -162,6 +162,11 @@ class ServedJudge:
         money = (sent * self.prices[0] + received * self.prices[1]) / 1e6 if self.prices else None
         return Cost(len(cases), len(cases) - len(sizes), sent, received, money)
 
+    @property
+    def name(self) -> str:
+        """For the signature of a score: another model or another prompt is another judge."""
+        return f"{self.server.model}+prompt{PROMPT_VERSION}"
+
     def facts(self) -> dict[str, Any]:
         """Which judge it was and what became of its requests, to be kept with a score."""
         return {
