@@ -27,6 +27,7 @@ from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.interruption import leave_at_once
 from sarlang_sft.reporting import confusion_picture
 from sarlang_sft.scoring.comparison import check_comparable, compare_verdicts, comparison_summary
 from sarlang_sft.scoring.judge import JudgeArguments, open_judge
@@ -74,6 +75,7 @@ class ScoreArguments:
 
 def main() -> None:
     arguments, judge_arguments = parse_arguments([ScoreArguments, JudgeArguments], __doc__)
+    leave_at_once(lambda: None)
     predictions, data = Path(arguments.predictions), Path(arguments.data)
     vocabulary = read_vocabulary(Path(arguments.synonyms) if arguments.synonyms else None)
     rows, problems = join_predictions(predictions, data, arguments.split, captions=False)
