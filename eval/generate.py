@@ -28,7 +28,6 @@ from sarlang_sft.records import file_hash, image_root_of
 from sarlang_sft.served_answers import ServerArguments, open_served, predict_by_server
 
 MADE_WITH = (
-    "engine",
     "model",
     "adapter",
     "data",
@@ -38,6 +37,7 @@ MADE_WITH = (
     "max_new_tokens",
     "dtype",
     "max_pixels",
+    "engine",
 )  # options without which answers are others
 
 

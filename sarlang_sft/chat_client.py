@@ -22,7 +22,7 @@ def find_model(server: ChatServer) -> ChatServer:
     Raises:
         InputError: It cannot be reached, refuses the key, has no list, or does not serve the model.
     """
-    listed = asyncio.run(_models(server))
+    listed = asyncio.run(_models(replace(server, tries=min(server.tries, 3))))
     if isinstance(listed, Failure):
         raise InputError(f"{server.base_url}: gives no list of models ({listed.reason}: {listed.detail}); is it up?")
     if server.model not in listed:

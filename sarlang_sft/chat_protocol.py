@@ -5,6 +5,7 @@ The package `openai` sends it. Its own retries are off: they pass over bodies th
 
 import asyncio
 import json
+import math
 import os
 import random
 import time
@@ -84,7 +85,7 @@ class Reply:
     """What a server replied.
 
     Attributes:
-        logprob: Sum over its tokens; None where the server gave none.
+        logprob: Sum over its tokens; None where the server gave none, or no finite one.
         input_tokens, output_tokens: As the server counts them; 0 where it does not say.
     """
 
@@ -213,10 +214,11 @@ def read_reply(content: Any) -> Reply:
     if text is not None and not isinstance(text, str):
         raise TypeError("content")
     scored = (choice.get("logprobs") or {}).get("content")
+    logprob = None if scored is None else float(sum(token["logprob"] for token in scored))
     usage = content.get("usage") or {}
     return Reply(
         text=(text or "").encode("utf-8", "replace").decode().strip(),  # JSON may hold halves of characters
-        logprob=None if scored is None else float(sum(token["logprob"] for token in scored)),
+        logprob=logprob if logprob is not None and math.isfinite(logprob) else None,
         input_tokens=int(usage.get("prompt_tokens") or 0),
         output_tokens=int(usage.get("completion_tokens") or 0),
     )

@@ -133,6 +133,7 @@ def predict_by_server(
         by_images.setdefault(tuple(question.images), []).append(question)
     unanswered: dict[str, str] = {}
     frames: dict[str, Frame | None] = {}
+    told: set[str] = set()
     written = 0
 
     def requests_about(together: list[Question]) -> Iterator[ChatRequest]:
@@ -160,8 +161,9 @@ def predict_by_server(
         nonlocal written
         progress.update()
         if isinstance(outcome, Failure):
-            if outcome.reason not in unanswered.values():
+            if outcome.reason not in told:
                 progress.write(f"{request.id}: {outcome.reason}: {outcome.detail}")
+            told.add(outcome.reason)
             unanswered[request.id] = outcome.reason
             return
         question, frame = left[request.id], frames.pop(request.id)

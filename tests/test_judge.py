@@ -1,6 +1,7 @@
 """A language model as judge: what it replies, what it is asked, what it costs, and what outlives a kill."""
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from chat_server import MODEL, MisbehavingServer, misbehaving_server, text_of
-from conftest import ROOT, run_script
+from conftest import ROOT
 
 from sarlang_sft.chat_client import find_model
 from sarlang_sft.errors import InputError
@@ -59,7 +60,7 @@ def served() -> Iterator[MisbehavingServer]:
 
 def case_of(body: dict[str, Any]) -> dict[str, str]:
     """The question, truth and answer that a judge is shown."""
-    return json.loads(next(line for line in text_of(body).splitlines() if line.startswith("{")))
+    return json.loads(next(line for line in text_of(body).split("\n") if line.startswith("{")))
 
 
 def judge_at(served: MisbehavingServer, folder: Path, **options: Any) -> ServedJudge:
@@ -104,6 +105,14 @@ def test_rambling_answers_are_cut_before_they_are_sent_and_that_is_said(
     assert "1 texts are cut after 1,000 characters" in capsys.readouterr().out
 
 
+def test_halves_of_characters_and_braces_in_answers_do_not_stop_a_judge(
+    served: MisbehavingServer, tmp_path: Path
+) -> None:
+    odd = [JudgeQuestion("What?", "forest", answer) for answer in ("\ud800", "{case} {0}", '"}', "\x00\n\u2028")]
+    assert judge_at(served, tmp_path)(odd) == [False] * 4
+    assert {case_of(body)["answer"] for body in served.received} == {"?", "{case} {0}", '"}', "\x00\n\u2028"}
+
+
 def test_the_cost_is_shown_first_and_a_dear_judge_is_not_asked(
     served: MisbehavingServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +148,7 @@ def score_words(data: Path, served: MisbehavingServer, *more: object) -> list[st
 
 
 def test_judging_killed_in_the_middle_goes_on_without_asking_anything_twice(
-    served: MisbehavingServer, data: Path
+    served: MisbehavingServer, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served.stop_after = 15
     served.say = lambda body: "1" if case_of(body)["answer"].endswith("7") else "0"
@@ -155,8 +164,9 @@ def test_judging_killed_in_the_middle_goes_on_without_asking_anything_twice(
         process.wait()
     served.stop_after = None
     served.released.set()
-    shown = run_script(*words)
-    assert "40 requests, 15 of them replied to before" in shown
+    monkeypatch.setattr("sys.argv", words)
+    runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    assert "40 requests, 15 of them replied to before" in capsys.readouterr().out
     assert set(served.replied.values()) == {1} and len(served.replied) == 40
     result = json.loads((data.parent / "scores.json").read_text())
     assert result["overall"]["value"] == 4 / 40 and result["undecided"] == 0

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chat_server import MODEL, MisbehavingServer, image_of, misbehaving_server, text_of
-from conftest import ROOT, run_script, with_adapters
+from chat_server import IMPATIENT, MODEL, MisbehavingServer, image_of, misbehaving_server, text_of
+from conftest import ROOT, with_adapters
 from PIL import Image
 
 from sarlang_sft.backbones import BACKBONES
@@ -71,7 +72,7 @@ def test_all_questions_are_answered_once_and_in_order_by_a_server_that_misbehave
     questions = read_questions(data, "test", [], [], 40)
     served.plan = ["429", "delay", "garbage", "500", "truncated", "closed", "no choices", "429 after", "503", "html"]
     path = tmp_path / "p.jsonl"
-    server = served.client(concurrency=3, tries=12)
+    server = served.client(concurrency=3, tries=12, timeout=IMPATIENT)
     assert predict_by_server(server, preparation, questions, sample, path, 16) == (40, {})
     rows = rows_of(path)
     check_complete(rows, questions)
@@ -81,7 +82,7 @@ def test_all_questions_are_answered_once_and_in_order_by_a_server_that_misbehave
         assert body["repetition_penalty"] == 1.0
         assert [part["type"] for part in body["messages"][0]["content"]] == ["image_url", "text"]
     assert predict_by_server(server, preparation, questions, sample, path, 16) == (0, {})
-    assert len(served.received) == 50, "nothing is asked again"
+    assert sum(served.replied.values()) == 40, "nothing is asked again"
 
 
 def test_the_questions_of_an_image_stay_together_and_begin_with_the_same_bytes(
@@ -127,7 +128,7 @@ def test_a_server_that_runs_the_model_gives_the_answers_of_the_engine_here(
     questions = read_questions(data, "test", [], [], 12)
     earlier = {"question": "Is there a ship?", "answer": "Yes."}
     questions[3] = Question(**{**vars(questions[3]), "turns": [earlier, *questions[3].turns]})
-    server = served.client(timeout=60)
+    server = served.client()
     assert predict_by_server(server, preparation, questions, sample, tmp_path / "served.jsonl", 8)[0] == 12
     assert predict_to_file(tuned, questions, sample, tmp_path / "here.jsonl", Asking(12, 8), Crew())[0] == 12
     here = {row["id"]: row["predict"] for row in rows_of(tmp_path / "here.jsonl")}
@@ -279,7 +280,12 @@ def generate_words(served: MisbehavingServer, tiny: Path, data: Path, out: Path,
 
 
 def test_generation_killed_in_the_middle_goes_on_without_asking_anything_twice(
-    served: MisbehavingServer, tiny: Path, data: Path, tmp_path: Path
+    served: MisbehavingServer,
+    tiny: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     served.stop_after = 17
     words = generate_words(served, tiny, data, tmp_path, "--concurrency", 3)
@@ -296,8 +302,9 @@ def test_generation_killed_in_the_middle_goes_on_without_asking_anything_twice(
         file.write(b'{"id": "torn')
     served.stop_after = None
     served.released.set()
-    shown = run_script(*words)
-    assert "23 answers written, 40 in all" in shown
+    monkeypatch.setattr("sys.argv", words)
+    runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    assert "23 answers written, 40 in all" in capsys.readouterr().out
     assert sum(served.replied.values()) == 40, "as many as there are questions"
     check_complete(rows_of(tmp_path / "predictions.jsonl"), read_questions(data, "test", [], [], 40))
     settings = json.loads((tmp_path / "predictions.settings.json").read_text())

@@ -208,10 +208,9 @@ def open_judge(arguments: JudgeArguments, protocol: str, out: Path) -> ServedJud
 
 def _case(question: JudgeQuestion) -> str:
     """What is compared, as the judge gets it, over-long texts cut."""
-    question, truth, answer = (
-        text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..." for text in question
-    )
-    return json.dumps({"question": question, "truth": truth, "answer": answer}, ensure_ascii=False)
+    texts = (text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..." for text in question)
+    case = json.dumps(dict(zip(("question", "truth", "answer"), texts, strict=True)), ensure_ascii=False)
+    return case.encode("utf-8", "replace").decode()  # predictions may hold halves of characters
 
 
 def _end_of(outcome: Reply | Failure, verdict: bool | None) -> str:
