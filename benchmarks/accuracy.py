@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import setting
 
 from sarlang_sft.backbones import find_backbone
-from sarlang_sft.reporting import verdicts
+from sarlang_sft.reporting.tables import verdicts
 from sarlang_sft.scoring.predictions import join_predictions
 from sarlang_sft.tuning import TUNINGS, TuningArguments
 

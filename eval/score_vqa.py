@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import InputError, exit_on_bad_input
-from sarlang_sft.reporting import confusion_picture
+from sarlang_sft.reporting.pictures import confusion_picture
 from sarlang_sft.scoring.predictions import count_problems, join_predictions, made_from, summary, write_result
 from sarlang_sft.scoring.vqa import score_vqa
 

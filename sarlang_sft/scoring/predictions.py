@@ -77,7 +77,7 @@ BREAKDOWNS: dict[str, Callable[[Row], str]] = {
 
 
 def join_predictions(predictions: Path, data: Path, split: str, captions: bool) -> Joined:
-    """Every question of a split with its prediction.
+    """Every question of a split with its prediction, of one kind.
 
     The file may hold captions and answers together; all of it is checked, one kind is returned. Lines that cannot be
     used are counted under `problems`: of several answers to one question the first counts.
@@ -89,6 +89,25 @@ def join_predictions(predictions: Path, data: Path, split: str, captions: bool) 
     Raises:
         InputError: There is no such file, the split has no question of this kind, or none of them has a prediction.
     """
+    rows, problems = join_everything(predictions, data, split)
+    rows = [row for row in rows if (row.task == CAPTION_TASK) == captions]
+    kind = "captions" if captions else "VQA questions"
+    if not rows:
+        raise InputError(f"--data {data}: split {split} has no {kind} to score")
+    if all(row.predict is None for row in rows):
+        raise InputError(
+            f"{predictions}: no prediction for any of the {len(rows)} {kind} in split {split} of {data}; "
+            "give the data folder and split that the predictions were made on"
+        )
+    return Joined(rows, {**problems, **absent(rows)})
+
+
+def join_everything(predictions: Path, data: Path, split: str) -> Joined:
+    """Every question and caption of a split with its prediction; `problems` are those of lines alone.
+
+    Raises:
+        InputError: There is no such file, data folder or split.
+    """
     given, problems = _read_predictions(predictions)
     rows = []
     for row in _questions(data, split):
@@ -99,20 +118,16 @@ def join_predictions(predictions: Path, data: Path, split: str, captions: bool) 
             row = replace(row, predict=answer.predict, logprob=answer.logprob, predicted=answer.boxes)
         rows.append(row)
     problems["is not in the split"] += [f"line {answer.line}" for answer in given.values()]
-    rows = [row for row in rows if (row.task == CAPTION_TASK) == captions]
-    kind = "captions" if captions else "VQA questions"
-    if not rows:
-        raise InputError(f"--data {data}: split {split} has no {kind} to score")
-    problems["has no prediction"] += [row.id for row in rows if row.predict is None]
-    problems["is answered with nothing"] += [
-        row.id for row in rows if row.predict is not None and not row.predict.strip()
-    ]
-    if all(row.predict is None for row in rows):
-        raise InputError(
-            f"{predictions}: no prediction for any of the {len(rows)} {kind} in split {split} of {data}; "
-            "give the data folder and split that the predictions were made on"
-        )
     return Joined(rows, {reason: places for reason, places in problems.items() if places})
+
+
+def absent(rows: Sequence[Row]) -> Problems:
+    """The questions without a prediction, and those with an empty one."""
+    found = {
+        "has no prediction": [row.id for row in rows if row.predict is None],
+        "is answered with nothing": [row.id for row in rows if row.predict is not None and not row.predict.strip()],
+    }
+    return {reason: places for reason, places in found.items() if places}
 
 
 def _questions(data: Path, split: str) -> Iterator[Row]:

@@ -1,8 +1,7 @@
-"""What people look at: tables on the screen, baselines to hold scores against, contact sheets, confusion matrices."""
+"""Pictures of what models answer: contact sheets and confusion matrices, as PNG."""
 
-import re
 import textwrap
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,62 +10,12 @@ import numpy as np
 
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import read_image
-from sarlang_sft.records import read_dialogue_table
-from sarlang_sft.scenes import CLASSES
-from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
+from sarlang_sft.reporting.tables import bare_question, verdicts
+from sarlang_sft.scoring.predictions import Row
 from sarlang_sft.scoring.vqa import exact_verdict
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-
-_CLASS_NAME = re.compile(rf"\b({'|'.join(CLASSES)})s?\b", re.IGNORECASE)
-_NUMBER = re.compile(r"\d+(\.\d+)?")
-
-
-def question_form(question: str) -> str:
-    """A question with class names and numbers masked, so that questions of one form are counted together."""
-    return _NUMBER.sub("#", _CLASS_NAME.sub("<class>", question))
-
-
-def majority_answers(data: Path) -> dict[str, str]:
-    """The most frequent training answer of every question form: what is right without looking or reading closely."""
-    answers: dict[str, Counter] = defaultdict(Counter)
-    for row in read_dialogue_table(data, "train").select(["task", "turns"]).to_pylist():
-        if row["task"] != CAPTION_TASK:
-            for turn in row["turns"]:
-                answers[question_form(turn["question"])][turn["answer"]] += 1
-    return {form: counter.most_common(1)[0][0] for form, counter in answers.items()}
-
-
-def majority_verdicts(data: Path, rows: Sequence[Row]) -> list[bool]:
-    """Whether the majority answer is right, for every row; a form never seen in training counts as wrong."""
-    answers = majority_answers(data)
-    return [exact_verdict(row.label, answers.get(question_form(row.question), "")) for row in rows]
-
-
-def verdicts(rows: Sequence[Row]) -> list[bool]:
-    """Whether each prediction is right under the protocol `exact`; a missing one is wrong."""
-    return [row.predict is not None and exact_verdict(row.label, row.predict) for row in rows]
-
-
-def accuracy_by_task(rows: Sequence[Row], columns: dict[str, list[bool]]) -> dict[str, dict[str, float]]:
-    """Accuracy (0-1) of every column of verdicts, by task and over `all`, with `n` questions."""
-    tasks = sorted({row.task for row in rows})
-    groups = {task: [index for index, row in enumerate(rows) if row.task == task] for task in tasks}
-    groups["all"] = list(range(len(rows)))
-    return {
-        task: {"n": len(group)} | {name: float(np.mean([flags[i] for i in group])) for name, flags in columns.items()}
-        for task, group in groups.items()
-    }
-
-
-def accuracy_table(accuracies: dict[str, dict[str, float]]) -> str:
-    """Accuracies in percent as a table for the screen."""
-    names = [name for name in accuracies["all"] if name != "n"]
-    lines = [f"{'task':18}{'n':>7}" + "".join(f"{name:>11}" for name in names)]
-    for task, entry in accuracies.items():
-        lines.append(f"{task:18}{entry['n']:7}" + "".join(f"{100 * entry[name]:10.1f}%" for name in names))
-    return "\n".join(lines)
 
 
 def contact_sheet(
@@ -90,8 +39,7 @@ def contact_sheet(
         row = after[index]
         axis.imshow(read_image(path_inside(image_root, row.images[0])).astype(np.uint8))
         axis.set_axis_off()
-        question = row.question.removeprefix("Question: ").removesuffix(". Answer the question concisely.")
-        axis.set_title("\n".join(textwrap.wrap(question, 44)), fontsize=8)
+        axis.set_title("\n".join(textwrap.wrap(bare_question(row.question), 44)), fontsize=8)
         lines = [("truth", row.label, "black")]
         for name, answered in (("before", before[index]), ("after", row)):
             right = verdicts([answered])[0]
