@@ -25,7 +25,7 @@ from sarlang_sft.run_files import RUN
 from sarlang_sft.scoring.predictions import CAPTION_TASK, read_json
 
 VQA, CAPTIONS = "vqa", "captions"
-PROTOCOLS = {"exact": VQA, "published": VQA, "standard": CAPTIONS, "official": CAPTIONS}
+PROTOCOLS = {"exact": VQA, "published": VQA, "judge": VQA, "standard": CAPTIONS, "official": CAPTIONS}
 
 
 class Data(NamedTuple):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.scoring.intervals import share_with_interval
-from sarlang_sft.scoring.predictions import count_problems, join_predictions, summary
-from sarlang_sft.scoring.vqa import exact_verdict, published_verdict, score_vqa
+from sarlang_sft.scoring.predictions import Row, count_problems, join_predictions, summary
+from sarlang_sft.scoring.published import JudgeQuestion, published_verdict
+from sarlang_sft.scoring.vqa import exact_verdict, score_vqa, verdicts
 
 SCRIPT = Path(__file__).parents[1] / "eval" / "score_vqa.py"
 
@@ -120,31 +122,58 @@ def test_exact_refuses_what_only_looks_alike(label: str, predict: str) -> None:
     assert not exact_verdict(label, predict)
 
 
+def row_of(label: str, predict: str | None, question: str = "What is it?", **facts: object) -> Row:
+    """A row with these texts."""
+    known = {"id": "a#0", "images": ("1.png",), "subset": "vqa1", "task": "counting", "style": None}
+    known |= {"source": "SARDet-100K", "resolution_m": None}
+    return Row(**{**known, "question": question, "label": label, "predict": predict, **facts})
+
+
 def test_published_rule_keeps_its_defects_and_asks_the_judge_last() -> None:
-    assert published_verdict("", "1", "10") is True
-    assert published_verdict("", "car", "CARGO") is True
-    assert published_verdict("", "Yes", "yep") is False
-    assert published_verdict("", "Yes.", "yep") is None
-    asked = []
+    assert published_verdict("1", "10") is True
+    assert published_verdict("car", "CARGO") is True
+    assert published_verdict("Yes", "yep") is False
+    assert published_verdict("Yes.", "yep") is None
+    asked: list[JudgeQuestion] = []
 
-    def judge(question: str, truth: str, prediction: str) -> str:
-        asked.append((question, truth, prediction))
-        return "1\n"
+    def judge(questions: Sequence[JudgeQuestion]) -> list[bool | None]:
+        asked.extend(questions)
+        return [True, None]
 
-    assert published_verdict("What?", "Pond", "Swimming pool", judge) is True
-    assert asked == [("what?", "pond", "swimming pool")]
-    assert published_verdict("", "pond", "lake", lambda *_: "The answer is 1.") is None
+    rows = [row_of("Pond", "Swimming pool", "What?"), row_of("1", "10"), row_of("pond", "lake")]
+    assert verdicts(rows, "published", judge) == [True, True, None]
+    assert asked == [("what?", "pond", "swimming pool"), ("what is it?", "pond", "lake")]
+
+
+def test_judge_protocol_asks_about_answers_that_exact_does_not_find_right() -> None:
+    asked: list[JudgeQuestion] = []
+
+    def judge(questions: Sequence[JudgeQuestion]) -> list[bool | None]:
+        asked.extend(questions)
+        return [True]
+
+    rows = [row_of("2.", "two"), row_of("Dense trees.", "A thick wood"), row_of("1", " "), row_of("1", None)]
+    assert verdicts(rows, "judge", judge) == [True, True, False, False]
+    assert asked == [("What is it?", "Dense trees.", "A thick wood")]
+    with pytest.raises(InputError, match="needs a judge"):
+        verdicts(rows, "judge")
 
 
 def test_published_agrees_with_the_authors_script_on_every_row(real_data: Path) -> None:
     lines = (real_data / "official_scores" / "vqa_rows.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    verdicts = [
-        published_verdict(row["question"], row["ground_truth"], row["predicted"], lambda *_, row=row: row["judge"])
-        for row in rows
+    given = [json.loads(line) for line in lines]
+    rows = [
+        row_of(row["ground_truth"], row["predicted"], f"{number} {row['question']}")
+        for number, row in enumerate(given)
     ]
+
+    def judge(questions: Sequence[JudgeQuestion]) -> list[bool | None]:
+        return [given[int(one.question.split()[0])]["judge"] == "1" for one in questions]
+
     assert len(rows) == 20_000
-    assert [int(verdict is True) for verdict in verdicts] == [row["official_correct"] for row in rows]
+    assert [int(verdict is True) for verdict in verdicts(rows, "published", judge)] == [
+        row["official_correct"] for row in given
+    ]
 
 
 def test_wilson_interval_of_a_textbook_case() -> None:
@@ -179,7 +208,7 @@ def test_published_without_judge_reports_what_is_undecided(data: Path, tmp_path:
     result = score_vqa(rows, "published")
     # "Yes." and "No." with their full stops are neither substrings nor in the closed list; "ten" is not "10".
     assert (result["overall"]["value"], result["undecided"], result["upper_bound"]) == (0.0, 2, 0.5)
-    judged = score_vqa(rows, "published", judge=lambda *_: "1")
+    judged = score_vqa(rows, "published", judge=lambda asked: [True] * len(asked))
     assert (judged["overall"]["value"], judged["undecided"], judged["upper_bound"]) == (0.5, 0, 0.5)
 
 
@@ -241,4 +270,4 @@ def test_command_line_refuses_bad_input_with_exit_code_2(data: Path, tmp_path: P
     predictions, out = write_predictions(tmp_path / "p.jsonl", ANSWERS), tmp_path / "vqa.json"
     bad = run_script("--predictions", predictions, "--data", data, "--out", out, "--protocol", "strict")
     assert bad.returncode == 2
-    assert "--protocol strict: must be one of exact, published" in bad.stderr
+    assert "--protocol strict: must be one of exact, published, judge" in bad.stderr

@@ -7,7 +7,7 @@ takes "1" in "10" and "car" in "cargo" for right, and asks a paid judge about wh
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 from sarlang_sft.errors import InputError
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row, break_down
+from sarlang_sft.scoring.published import Judge, JudgeQuestion, published_question, published_verdict
 
-Judge = Callable[[str, str, str], str]
-PROTOCOLS = ("exact", "published")
+PROTOCOLS = ("exact", "published", "judge")
 
 # One name for each thing; plurals in -s are added. No "vehicle" for car: ships, aircraft and trucks are vehicles too.
 SYNONYMS = {
@@ -64,8 +64,6 @@ _WORD = re.compile(r"[^\W_]+")
 # "No." and "No, ..." are a verdict; "no clear pattern" answers another question.
 _VERDICT = re.compile(r"\W*(yes\b|no\b(?=\s*(?:[^\w\s-]|$)))")
 
-_PUBLISHED_CLOSED = {"yes", "no", *map(str, range(100))}
-
 
 def _fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).lower().strip()
@@ -98,37 +96,20 @@ def exact_verdict(label: str, predict: str) -> bool:
     return bool(named) and named == things_named(label)
 
 
-def published_verdict(question: str, label: str, predict: str, judge: Judge | None = None) -> bool | None:
-    """The published rule, defects included; None where the judge decides and is absent or replies neither 1 nor 0.
-
-    Args:
-        judge: Gets question, ground truth and prediction in lower case, and replies `1` (right) or `0` (wrong).
-    """
-    question, label, predict = question.lower(), label.lower(), predict.lower()
-    if label in predict:
-        return True
-    if label in _PUBLISHED_CLOSED:
-        return label == predict
-    if judge is None:
-        return None
-    return {"1": True, "0": False}.get(judge(question, label, predict).strip())
-
-
 def score_vqa(rows: Sequence[Row], protocol: str, judge: Judge | None = None) -> dict[str, Any]:
     """Shares of right answers with 95% intervals, over all and by task, subset, source and resolution.
 
-    A missing prediction counts as wrong, and so does what the judge of `published` left open: `undecided` says how
-    many there are, and `upper_bound` the share if all of them were right.
+    A missing prediction counts as wrong, and so does what a judge left open: `undecided` says how many there are, and
+    `upper_bound` the share if all of them were right.
 
     Args:
         rows: Questions with their predictions; at least one.
         protocol: One of `PROTOCOLS`.
+        judge: Decides what `published` and `judge` leave to one; without it `published` leaves that undecided.
 
     Raises:
-        InputError: There is no row, or the protocol is unknown.
+        InputError: There is no row, the protocol is unknown, or `judge` has no judge.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"--protocol {protocol}: must be one of {', '.join(PROTOCOLS)}")
     if not rows:
         raise InputError("no questions to score: the split or the predictions are empty")
     given = verdicts(rows, protocol, judge)
@@ -139,7 +120,7 @@ def score_vqa(rows: Sequence[Row], protocol: str, judge: Judge | None = None) ->
         "answered": sum(row.predict is not None for row in rows),
         "overall": share_with_interval(correct),
     }
-    if protocol == "published":
+    if protocol != "exact":
         undecided = given.count(None)
         result["undecided"] = undecided
         result["upper_bound"] = (sum(correct) + undecided) / len(rows)
@@ -147,13 +128,33 @@ def score_vqa(rows: Sequence[Row], protocol: str, judge: Judge | None = None) ->
 
 
 def verdicts(rows: Sequence[Row], protocol: str, judge: Judge | None = None) -> list[bool | None]:
-    """Whether each prediction is right; a missing one is wrong, None is what a judge would have to decide."""
-    return [_verdict(row, protocol, judge) for row in rows]
+    """Whether each prediction is right; a missing one is wrong, None is what no judge has decided.
 
+    `exact` decides alone. `published` asks the judge about what its rule leaves open, in lower case. `judge` asks
+    about every answer with a word that `exact` does not find right.
 
-def _verdict(row: Row, protocol: str, judge: Judge | None) -> bool | None:
-    if row.predict is None:
-        return False
-    if protocol == "exact":
-        return exact_verdict(row.label, row.predict)
-    return published_verdict(row.question, row.label, row.predict, judge)
+    Raises:
+        InputError: The protocol is unknown, or `judge` has no judge.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"--protocol {protocol}: must be one of {', '.join(PROTOCOLS)}")
+    if protocol == "judge" and judge is None:
+        raise InputError("--protocol judge: needs a judge; exact and published do without")
+    found: list[bool | None] = []
+    asked: dict[int, JudgeQuestion] = {}
+    for index, row in enumerate(rows):
+        if row.predict is None:
+            found.append(False)
+        elif protocol == "published":
+            found.append(published_verdict(row.label, row.predict))
+            if found[index] is None:
+                asked[index] = published_question(row.question, row.label, row.predict)
+        else:
+            found.append(exact_verdict(row.label, row.predict))
+            if protocol == "judge" and not found[index] and row.predict.strip():
+                found[index] = None
+                asked[index] = JudgeQuestion(row.question, row.label, row.predict)
+    if judge is not None and asked:
+        for index, verdict in zip(asked, judge(list(asked.values())), strict=True):
+            found[index] = verdict
+    return found
