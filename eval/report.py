@@ -23,7 +23,7 @@ from sarlang_sft.reporting.given import read_merge, read_run, read_scores, split
 from sarlang_sft.reporting.page import make_report, write_markdown, write_page
 from sarlang_sft.reporting.pictures import contact_sheet
 from sarlang_sft.reporting.summary import summarise
-from sarlang_sft.reporting.tables import accuracy_table
+from sarlang_sft.reporting.tables import accuracy_by_task, accuracy_table
 
 
 @dataclass
@@ -63,8 +63,8 @@ def main() -> None:
     image_root = image_root_of(data, args.image_root)
     runs = [read_run(name, path, data, args.split) for name, path in split_names("--runs", args.runs).items()]
     histories = [read_history(name, path) for name, path in split_names("--histories", args.histories).items()]
-    scores = read_scores("--scores", split_names("--scores", args.scores), args.split)
-    captions = read_scores("--captions", split_names("--captions", args.captions), args.split)
+    scores = read_scores("--scores", split_names("--scores", args.scores), data, args.split)
+    captions = read_scores("--captions", split_names("--captions", args.captions), data, args.split)
     gallery = make_gallery(runs, image_root, args.images)
     report = make_report(data, args.split, runs, histories, scores, captions, gallery)
     summary = summarise(report, histories, read_merge(args.merged))
@@ -74,7 +74,7 @@ def main() -> None:
     contact_sheet(runs, image_root, out / "samples.png")
 
     print(f"Accuracy on the {args.split} split (protocol exact)")
-    print(accuracy_table(report.lines))
+    print(accuracy_table(accuracy_by_task(runs[0].questions, {line.name: line.shares for line in report.lines})))
     print(f"Page: {out / 'report.html'}\nTables: {out / 'report.md'}\nPictures: {out / 'samples.png'}")
     print(f"Summary: {out / 'summary.json'}")
 

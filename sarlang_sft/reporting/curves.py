@@ -40,14 +40,16 @@ def read_history(name: str, folder: Path) -> History:
             if metric != "step" and is_number(value) and is_number(entry.get("step")):
                 by_step.setdefault(metric, {})[float(entry["step"])] = float(value)
     if not by_step:
-        raise InputError(f"--histories {name}={folder}: no {STATE} or evaluations.jsonl with figures; give a run's folder")
+        raise InputError(
+            f"--histories {name}={folder}: no {STATE} or evaluations.jsonl with figures; give a run's folder"
+        )
     metrics = {metric: sorted(values.items()) for metric, values in by_step.items()}
     results = folder / RESULTS
     seconds = read_json(results).get("train_runtime") if results.is_file() else None
     return History(name, folder, metrics, float(seconds) if is_number(seconds) else None)
 
 
-def is_number(value: Any) -> bool:  # noqa: ANN401
+def is_number(value: Any) -> bool:
     """Whether a value of a JSON file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

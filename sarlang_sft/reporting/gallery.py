@@ -42,16 +42,21 @@ class Gallery(NamedTuple):
     unreadable: dict[str, str]
 
 
-def choose_images(rows: Sequence[Row], count: int | None) -> list[About]:
+def choose_images(rows: Sequence[Row], count: int) -> list[About]:
     """At most `count` records' images, in stored order: tasks take turns, each spread evenly over the split.
 
-    The choice depends on the split alone, so that nothing is picked by how well it went. None takes all.
+    The choice depends on the split alone, so that nothing is picked by how well it went. 0 takes all.
+
+    Raises:
+        InputError: `count` is negative.
     """
+    if count < 0:
+        raise InputError(f"--images {count}: must be 0 (all) or more")
     by_task: dict[str, dict[About, None]] = defaultdict(dict)
     for row in rows:
         by_task[row.task].setdefault(row.images)
     everything = list(dict.fromkeys(row.images for row in rows))
-    if count is None or count >= len(everything):
+    if count == 0 or count >= len(everything):
         return everything
     chosen: dict[About, None] = {}
     queues = [_spread(list(by_task[task])) for task in sorted(by_task)]
@@ -72,7 +77,7 @@ def _spread(images: list[About]) -> Iterator[About]:
             yield images[place]
 
 
-def make_gallery(runs: Sequence[Run], image_root: Path, count: int | None) -> Gallery:
+def make_gallery(runs: Sequence[Run], image_root: Path, count: int) -> Gallery:
     """The images chosen by [`choose_images`], each once, with all questions about them.
 
     Args:
@@ -137,7 +142,9 @@ def clipped(text: str) -> list[str | int]:
 
 def printable(text: str) -> str:
     """A text without signs that steer: direction marks, NUL and the like are written out; line breaks stay."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text)
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text
+    )
 
 
 class Thumbnail(NamedTuple):

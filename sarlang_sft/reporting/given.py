@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sarlang_sft.errors import InputError
+from sarlang_sft.records import file_hash
 from sarlang_sft.reporting.tables import verdicts
+from sarlang_sft.scoring.baselines import MAJORITY, RANDOM
 from sarlang_sft.scoring.predictions import (
     CAPTION_TASK,
     Problems,
@@ -79,6 +81,8 @@ def read_run(name: str, predictions: Path, data: Path, split: str) -> Run:
     Raises:
         InputError: There is no such file, data folder or split, or the file answers none of its questions.
     """
+    if name in (MAJORITY, RANDOM):
+        raise InputError(f"--runs {name}={predictions}: {name} is the name of a baseline; choose another")
     rows, problems = join_everything(predictions, data, split)
     questions = [row for row in rows if row.task != CAPTION_TASK]
     captions = [row for row in rows if row.task == CAPTION_TASK]
@@ -111,3 +115,28 @@ def about(run: Run) -> str:
         return f"{run.path.name}, without settings beside it"
     model, adapter = run.settings.get("model"), run.settings.get("adapter")
     return f"{model}{f' + {adapter}' if adapter else ''}{seen}"
+
+
+def read_scores(option: str, paths: dict[str, Path], data: Path, split: str) -> dict[str, dict[str, Any]]:
+    """Result files of a scorer, by their names.
+
+    Raises:
+        InputError: A file is missing, holds no scores, or scores other questions than this split's.
+    """
+    questions = file_hash(data / f"{split}.parquet")
+    found = {}
+    for name, path in paths.items():
+        result = read_json(path)
+        if not {"protocol", "n", "overall", "made_from"} <= result.keys():
+            raise InputError(f"{option} {name}={path}: holds no scores; make it with eval/score_*.py")
+        if result["made_from"]["questions"] != questions:
+            raise InputError(
+                f"{option} {name}={path}: scores other questions than {data}'s split {split}; score again"
+            )
+        found[name] = result
+    return found
+
+
+def read_merge(folder: str | None) -> dict[str, Any] | None:
+    """What the check of a merged model measured; raises [`InputError`] if the folder has no `merge_report.json`."""
+    return None if folder is None else read_json(Path(folder) / "merge_report.json")

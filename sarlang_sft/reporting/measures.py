@@ -92,9 +92,7 @@ def confusions(runs: Sequence[Run]) -> list[Confusion]:
     return found
 
 
-def _matrix(
-    run: Run, truths: dict[int, str | None], labels: list[str], read: Callable[[str], str | None]
-) -> Matrix:
+def _matrix(run: Run, truths: dict[int, str | None], labels: list[str], read: Callable[[str], str | None]) -> Matrix:
     columns = [*labels, OTHER, NOTHING]
     counts = np.zeros((len(labels), len(columns)), dtype=int)
     for place, truth in truths.items():

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sarlang_sft.html_pages import render, visible
+from sarlang_sft.reporting.captions import NAMES, Part, caption_parts
 from sarlang_sft.reporting.charts import Chart, ticks
 from sarlang_sft.reporting.curves import History, learning_curves
 from sarlang_sft.reporting.gallery import Gallery
@@ -31,7 +32,12 @@ from sarlang_sft.whole_output import whole_file
 
 HERE = Path(__file__).parent
 COLOURS = 6  # of lines; further runs take them again, told apart by their names
-BREAKDOWNS = {"by_task": "application", "by_subset": "subset", "by_source": "source", "by_resolution": "metres per pixel"}
+BREAKDOWNS = {
+    "by_task": "application",
+    "by_subset": "subset",
+    "by_source": "source",
+    "by_resolution": "metres per pixel",
+}
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,23 @@ class Report:
     scores: dict[str, dict[str, Any]]
     captions: dict[str, dict[str, Any]]
     gallery: Gallery
+    comparisons: Sequence[Any] = ()
 
     @property
     def problems(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Of the predictions files that have any: run -> reason -> count and examples."""
         return {run.name: count_problems(run.problems) for run in self.runs if run.problems}
+
+    @property
+    def caption_parts(self) -> list[Part]:
+        """The rows of the captions' table."""
+        return caption_parts(self.captions)
+
+    @property
+    def caption_metrics(self) -> dict[str, str]:
+        """What the captions' table has columns for, by the metrics' names in the files."""
+        names = dict.fromkeys(metric for part in self.caption_parts for metric in part.metrics)
+        return {name: NAMES.get(name, name) for name in sorted(names, key=lambda name: [*NAMES, name].index(name))}
 
     @property
     def settings(self) -> dict[str, list[str]]:
@@ -188,7 +206,7 @@ def span(score: dict[str, Any], factor: float = 100.0) -> str:
     return "" if score["low"] is None else f"{factor * score['low']:.1f} to {factor * score['high']:.1f}"
 
 
-def say(value: Any) -> str:  # noqa: ANN401
+def say(value: Any) -> str:
     """A value of a settings file as people read it."""
     if isinstance(value, bool):
         return "yes" if value else "no"

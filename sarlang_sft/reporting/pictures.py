@@ -8,8 +8,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from sarlang_sft.errors import InputError
+from sarlang_sft.html_pages import visible
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import read_image
+from sarlang_sft.reporting.given import PLAIN, Run
 from sarlang_sft.reporting.tables import bare_question, verdicts
 from sarlang_sft.scoring.predictions import Row
 from sarlang_sft.scoring.vqa import exact_verdict
@@ -17,38 +20,50 @@ from sarlang_sft.scoring.vqa import exact_verdict
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+MOST_RUNS = 3  # on a contact sheet
 
-def contact_sheet(
-    before: Sequence[Row], after: Sequence[Row], image_root: Path, path: Path, samples: int = 12
-) -> None:
-    """Write a picture of test images, each with a question, its truth, and the answers before and after tuning.
+
+def contact_sheet(runs: Sequence[Run], image_root: Path, path: Path, samples: int = 12) -> None:
+    """Write a picture of images, each with a question, its truth, and the answers of the first runs that see them.
 
     Images are spread evenly over the split and tasks take turns, so that nothing is picked by how well it went.
     """
+    shown = ([run for run in runs if run.kind == PLAIN] or list(runs))[:MOST_RUNS]
+    rows = [run.questions or run.captions for run in shown]
     by_task: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(after):
-        by_task[row.task].append(index)
+    for index, row in enumerate(rows[0]):
+        if row.images:
+            by_task[row.task].append(index)
     tasks = sorted(by_task)
     chosen = []
-    for place in range(samples):
+    for place in range(samples if tasks else 0):
         members = by_task[tasks[place % len(tasks)]]
         chosen.append(members[(place * len(members)) // samples])
-    rows = -(-samples // 4)
-    figure, axes = plt.subplots(rows, 4, figsize=(14, 4.7 * rows), layout="constrained")
-    for axis, index in zip(axes.flat, chosen, strict=False):
-        row = after[index]
-        axis.imshow(read_image(path_inside(image_root, row.images[0])).astype(np.uint8))
+    down = max(1, -(-len(chosen) // 4))
+    figure, axes = plt.subplots(down, 4, figsize=(14, (4 + 0.35 * len(shown)) * down), layout="constrained")
+    for axis in axes.flat:
         axis.set_axis_off()
-        axis.set_title("\n".join(textwrap.wrap(bare_question(row.question), 44)), fontsize=8)
+    for axis, index in zip(axes.flat, chosen, strict=False):
+        row = rows[0][index]
+        try:
+            axis.imshow(read_image(path_inside(image_root, row.images[0])).astype(np.uint8))
+        except InputError:
+            axis.text(0.5, 0.5, "unreadable image", ha="center")
+        axis.set_title(plain("\n".join(textwrap.wrap(bare_question(row.question), 44)[:4])), fontsize=8)
         lines = [("truth", row.label, "black")]
-        for name, answered in (("before", before[index]), ("after", row)):
-            right = verdicts([answered])[0]
-            lines.append((name, answered.predict or "-", "tab:green" if right else "tab:red"))
+        for run, answered in zip(shown, rows, strict=True):
+            right = verdicts([answered[index]])[0]
+            lines.append((run.name, answered[index].predict or "-", "tab:green" if right else "tab:red"))
         for line, (name, text, colour) in enumerate(lines):
-            shown = f"{name}: {textwrap.shorten(text, 48)}"
-            axis.text(0, -0.03 - 0.07 * line, shown, color=colour, fontsize=9, va="top", transform=axis.transAxes)
+            said = plain(f"{name}: {textwrap.shorten(visible(text), 48)}")
+            axis.text(0, -0.03 - 0.07 * line, said, color=colour, fontsize=9, va="top", transform=axis.transAxes)
     figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+def plain(text: str) -> str:
+    """A text in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")
 
 
 def confusion_picture(rows: Sequence[Row], path: Path, title: str) -> float:

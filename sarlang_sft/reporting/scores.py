@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sarlang_sft.reporting.given import BLIND, PLAIN, TEXT_ONLY, Run, about
-from sarlang_sft.scoring.baselines import majority_verdicts, random_chances, read_training_answers
+from sarlang_sft.scoring.baselines import MAJORITY, RANDOM, majority_verdicts, random_chances, read_training_answers
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row, break_down
 
@@ -44,9 +44,9 @@ def score_lines(runs: Sequence[Run], data: Path) -> list[Line]:
     lines = [_line(run.name, about(run), styles[run.name], run.right, rows, run.answered) for run in runs]
     known = read_training_answers(data)
     majority = majority_verdicts(known, rows)
-    lines.append(_line("majority", "most frequent training answer of the question's form", None, majority, rows))
+    lines.append(_line(MAJORITY, "most frequent training answer of the question's form", None, majority, rows))
     chances = random_chances(known, rows)
-    lines.append(_line("random", "drawn among the form's training answers; exact expectation", None, chances, rows))
+    lines.append(_line(RANDOM, "drawn among the form's training answers; exact expectation", None, chances, rows))
     return sorted(lines, key=lambda line: line.style is None)
 
 
@@ -57,7 +57,12 @@ def styles_of(runs: Sequence[Run]) -> dict[str, int | None]:
 
 
 def _line(
-    name: str, about_it: str, style: int | None, shares: Sequence[float], rows: Sequence[Row], answered: int | None = None
+    name: str,
+    about_it: str,
+    style: int | None,
+    shares: Sequence[float],
+    rows: Sequence[Row],
+    answered: int | None = None,
 ) -> Line:
     def score(group: Sequence[int]) -> Score:
         members = [shares[place] for place in group]
@@ -67,7 +72,13 @@ def _line(
 
     overall = score(range(len(rows)))
     return Line(
-        name, about_it, style, list(shares), overall, break_down(rows, score), len(rows) if answered is None else answered
+        name,
+        about_it,
+        style,
+        list(shares),
+        overall,
+        break_down(rows, score),
+        len(rows) if answered is None else answered,
     )
 
 

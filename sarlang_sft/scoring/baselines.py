@@ -13,6 +13,7 @@ from sarlang_sft.records import open_split, read_dialogue_table
 from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
 from sarlang_sft.scoring.vqa import exact_verdict
 
+MAJORITY, RANDOM = "majority", "random"
 SARDET_CLASSES = ("ship", "aircraft", "car", "tank", "bridge", "harbor")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
