@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Point = tuple[float, float]
 Span = tuple[float, float]
@@ -19,13 +20,22 @@ class Series:
     name: str
     style: int
     points: list[Point]
-    spans: list[Span] = ()  # type: ignore[assignment]
+    spans: Sequence[Span] = ()
     dashed: bool = False
+
+
+class Column(NamedTuple):
+    """How many things lie from `low` to `high` of the horizontal axis; `share` (0..1) is the column's height."""
+
+    low: float
+    high: float
+    count: int
+    share: float
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: `about` says in words what it shows; ranges of the axes, and the lines."""
+    """A chart: `about` says in words what it shows; ranges of the axes, the lines, and columns behind them."""
 
     title: str
     about: str
@@ -35,6 +45,8 @@ class Chart:
     y_range: Span
     series: list[Series]
     percent: bool = False
+    whole: bool = False
+    columns: Sequence[Column] = ()
 
     def x(self, value: float) -> float:
         """Across, in units of the SVG."""
@@ -64,10 +76,10 @@ class Chart:
         ]
 
 
-def ticks(span: Span, about: int = 5) -> list[float]:
-    """Round numbers from the low to the high end, about so many."""
+def ticks(span: Span, about: int = 5, finest: float = 0.0) -> list[float]:
+    """Round numbers from the low to the high end, about so many, at least `finest` apart."""
     low, high = span
-    rough = (high - low) / about
+    rough = max((high - low) / about, finest)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

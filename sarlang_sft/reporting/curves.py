@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +55,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def learning_curves(histories: Sequence[History]) -> list[Chart]:
-    """Loss in training and on val, and accuracy and CIDEr on val, of all histories together."""
+def learning_curves(histories: Sequence[History], styles: dict[str, int]) -> list[Chart]:
+    """Loss in training and on val, and accuracy and CIDEr on val, of all histories together.
+
+    Args:
+        styles: Of runs by their names: a history of the same name looks like its run, others look like none.
+    """
+    fresh = count(max(styles.values(), default=-1) + 1)
+    looks = [styles[history.name] if history.name in styles else next(fresh) for history in histories]
     wanted = [
         ("Loss", "loss", ("loss", "eval_loss"), False),
         ("Accuracy on the val sample", "accuracy", ("eval_accuracy",), True),
@@ -66,11 +73,11 @@ def learning_curves(histories: Sequence[History]) -> list[Chart]:
         series = [
             Series(
                 f"{history.name}{', val' if metric.startswith('eval_') else ', training'}",
-                number,
+                look,
                 thin(history.metrics[metric]),
                 dashed=metric == "eval_loss",
             )
-            for number, history in enumerate(histories)
+            for look, history in zip(looks, histories, strict=True)
             for metric in metrics
             if metric in history.metrics
         ]

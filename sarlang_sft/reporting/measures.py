@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sarlang_sft.reporting.charts import REFERENCE, Chart, Series
+from sarlang_sft.reporting.charts import REFERENCE, Chart, Column, Series
 from sarlang_sft.reporting.given import Run
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row
@@ -100,7 +100,7 @@ def _matrix(run: Run, truths: dict[int, str | None], labels: list[str], read: Ca
             predict = run.questions[place].predict
             answer = NOTHING if predict is None else read(predict)
             counts[labels.index(truth), columns.index(answer if answer in columns else OTHER)] += 1
-    kept = [number for number, column in enumerate(columns) if column != NOTHING or counts[:, number].any()]
+    kept = [number for number, column in enumerate(columns) if column in labels or counts[:, number].any()]
     return Matrix(labels, [columns[number] for number in kept], counts[:, kept].tolist())
 
 
@@ -135,14 +135,16 @@ def length_chart(title: str, truths: Sequence[str], runs: dict[str, tuple[int, l
     last = max(3, int(np.percentile(sum(words.values(), true), 99)))
     series = [
         Series(name, style, _shares(lengths, last), dashed=style == REFERENCE)
-        for name, style, lengths in [("truth", REFERENCE, true), *((n, runs[n][0], words[n]) for n in runs)]
+        for name, style, lengths in [*((n, runs[n][0], words[n]) for n in runs), ("truth", REFERENCE, true)]
     ]
     means = "; ".join(
         f"{name}: {np.mean(lengths):.1f} words on average" for name, lengths in {"truth": true, **words}.items()
     )
     highest = max(y for one in series for _, y in one.points)
     about = f"{title}: share of texts by their number of words, {last} and more as one. {means}."
-    return Chart(title, about, f"words ({last}: or more)", "share", (0.0, last), (0.0, highest * 1.05), series, True)
+    return Chart(
+        title, about, f"words ({last}: or more)", "share", (0.0, last), (0.0, highest * 1.05), series, True, whole=True
+    )
 
 
 def _shares(lengths: Sequence[int], last: int) -> list[tuple[float, float]]:
@@ -151,8 +153,9 @@ def _shares(lengths: Sequence[int], last: int) -> list[tuple[float, float]]:
 
 
 class Bin(NamedTuple):
-    """Answers of similar confidence: its mean, how many of the `n` are right, with the 95% interval."""
+    """Answers of similar confidence, its `place`-th tenth: its mean, the share of the `n` that is right, with interval."""
 
+    place: int
     confidence: float
     n: int
     right: float
@@ -190,10 +193,10 @@ def calibrate(run: Run) -> Calibration | None:
     for value, right in known:
         members.setdefault(min(int(value * BINS), BINS - 1), []).append((value, right))
     bins = []
-    for _, group in sorted(members.items()):
+    for place, group in sorted(members.items()):
         share = share_with_interval([right for _, right in group])
         mean = sum(value for value, _ in group) / len(group)
-        bins.append(Bin(mean, len(group), share["value"], share["low"], share["high"]))
+        bins.append(Bin(place, mean, len(group), share["value"], share["low"], share["high"]))
     ece = sum(one.n * abs(one.right - one.confidence) for one in bins) / len(known)
     return Calibration(ece, bins, run.answered - len(known))
 
@@ -207,4 +210,6 @@ def calibration_chart(name: str, style: int, calibration: Calibration) -> Chart:
     ]
     said = "; ".join(f"at {one.confidence:.2f} right {100 * one.right:.0f} % of {one.n}" for one in bins)
     about = f"Accuracy by confidence of {name}: {said}."
-    return Chart(name, about, "confidence", "right", (0.0, 1.0), (0.0, 1.0), series, True)
+    most = max(one.n for one in bins)
+    columns = [Column(one.place / BINS, (one.place + 1) / BINS, one.n, one.n / most) for one in bins]
+    return Chart(name, about, "confidence", "right", (0.0, 1.0), (0.0, 1.0), series, True, columns=columns)

@@ -48,15 +48,15 @@ for (const [name, [words, test]] of Object.entries(choices)) {
 }
 
 function haystack(entry) {
-  entry.text ??= [
+  entry.words ??= [
     entry.question[0],
     entry.truth[0],
     ...entry.answers.map((answer) => (answer.text ? answer.text[0] : "")),
-    ...images[entry.image].names.map((name) => name[0]),
+    ...images[entry.image].names,
   ]
     .join("\n")
     .toLowerCase();
-  return entry.text;
+  return entry.words;
 }
 
 let matching = []; // images with their entries that pass the filter
@@ -92,7 +92,7 @@ function draw() {
 
 function card(number, members) {
   const article = make("article", "entry");
-  const names = images[number].names.map((name) => name[0]);
+  const names = images[number].names;
   const pictures = make("div", "pictures");
   images[number].pictures.forEach((picture, place) => {
     const boxes = place === 0 ? members.flatMap((entry) => entry.boxes.map((points) => [entry, points])) : [];

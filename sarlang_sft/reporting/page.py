@@ -102,6 +102,7 @@ def make_report(
         scores, captions: Files of eval/score_vqa.py and eval/score_caption.py, by their names.
     """
     asked = bool(runs[0].questions)
+    styles = {name: style for name, style in styles_of(runs).items() if style is not None}
     rows = [*runs[0].questions, *runs[0].captions]
     return Report(
         data=str(data),
@@ -111,7 +112,7 @@ def make_report(
         not_run=not_run(runs),
         published=read_published(),
         same_data=is_sarlang(rows),
-        curves=learning_curves(histories),
+        curves=learning_curves(histories, styles),
         confusions=confusions(runs),
         lengths=_lengths(runs),
         calibrations=_calibrations(runs),
@@ -173,7 +174,7 @@ def embedded(content: dict[str, Any]) -> str:
 
 def write_markdown(report: Report, path: Path) -> None:
     """Write the scores as Markdown tables; the file appears complete or not at all."""
-    page = render(HERE / "report.md.j2", (cell, grouped, percent, span), {"report": report})
+    page = render(HERE / "report.md.j2", (cell, grouped, percent, points, span), {"report": report})
     with whole_file(path) as file:
         file.write(page.encode())
 
