@@ -60,7 +60,8 @@ def caption(rng: np.random.Generator, style: str) -> str:
     """One sentence, or three."""
     sentences = [
         f"{rng.choice(AREAS)} scene number {rng.integers(2000)} with {rng.choice(NUMBER_WORDS)} "
-        f"{rng.choice(CLASSES)}s at the {rng.choice(PLACES)} of the image beside {rng.choice(NUMBER_WORDS)} {rng.choice(CLASSES)}s."
+        f"{rng.choice(CLASSES)}s at the {rng.choice(PLACES)} of the image "
+        f"beside {rng.choice(NUMBER_WORDS)} {rng.choice(CLASSES)}s."
         for _ in range(1 if style == "concise" else 3)
     ]
     return " ".join(sentences)

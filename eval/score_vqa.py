@@ -1,24 +1,41 @@
-"""Score the answers to a split's questions (all that are no captions).
+"""Score the answers to a split's questions (all that are no captions). docs/scoring.md says what the figures mean.
 
 The project's own deterministic protocol:
 
     python eval/score_vqa.py --predictions runs/qwen/predictions.jsonl --data data/sarlang --split test \
         --protocol exact --out runs/qwen/vqa_exact.json
 
-The published one, to compare with published numbers; what its paid judge would decide counts as wrong and is reported:
+The published one, to compare with published numbers; without a judge, what it would decide counts as wrong and is
+reported:
 
     python eval/score_vqa.py --predictions runs/qwen/predictions.jsonl --data data/sarlang --split test \
         --protocol published --out runs/qwen/vqa_published.json
+
+Against another run on the same questions, answer by answer:
+
+    python eval/score_vqa.py --predictions runs/qwen/predictions.jsonl --compare runs/other/predictions.jsonl \
+        --data data/sarlang --split test --out runs/qwen/vqa_against_other.json
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
-from sarlang_sft.errors import InputError, exit_on_bad_input
+from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.reporting.pictures import confusion_picture
-from sarlang_sft.scoring.predictions import count_problems, join_predictions, made_from, summary, write_result
-from sarlang_sft.scoring.vqa import score_vqa
+from sarlang_sft.scoring.comparison import check_comparable, compare_verdicts, comparison_summary
+from sarlang_sft.scoring.predictions import (
+    choose_tasks,
+    count_problems,
+    join_predictions,
+    made_from,
+    summary,
+    write_result,
+)
+from sarlang_sft.scoring.signature import signature
+from sarlang_sft.scoring.type_figures import figures_summary
+from sarlang_sft.scoring.vocabulary import read_vocabulary
+from sarlang_sft.scoring.vqa import rules_of, score_vqa, verdicts
 
 
 @dataclass
@@ -35,6 +52,12 @@ class ScoreArguments:
     tasks: list[str] = field(
         default_factory=list, metadata={"help": "Score only these applications, e.g. classification; default: all"}
     )
+    synonyms: str | None = field(
+        default=None, metadata={"help": "Words that exact shall also know: YAML, see scoring/vocabulary.yaml"}
+    )
+    compare: str | None = field(
+        default=None, metadata={"help": "Also compare with the predictions of another run on the same questions"}
+    )
     confusion: str | None = field(
         default=None, metadata={"help": "Also write the confusion matrix of the classification questions: a PNG file"}
     )
@@ -43,19 +66,34 @@ class ScoreArguments:
 def main() -> None:
     (arguments,) = parse_arguments([ScoreArguments], __doc__)
     predictions, data = Path(arguments.predictions), Path(arguments.data)
+    vocabulary = read_vocabulary(Path(arguments.synonyms) if arguments.synonyms else None)
     rows, problems = join_predictions(predictions, data, arguments.split, captions=False)
-    rows = [row for row in rows if not arguments.tasks or row.task in arguments.tasks]
-    if not rows:
-        raise InputError(f"--tasks {' '.join(arguments.tasks)}: the split has no question of these applications")
-    result = {**score_vqa(rows, arguments.protocol), "problems": count_problems(problems)}
+    rows = choose_tasks(rows, arguments.tasks)
+    result = {
+        "signature": signature(rules_of(arguments.protocol, vocabulary), rows, arguments.split, arguments.tasks),
+        **score_vqa(rows, arguments.protocol, vocabulary=vocabulary),
+        "problems": count_problems(problems),
+    }
+    if arguments.compare:
+        other = Path(arguments.compare)
+        others, other_problems = join_predictions(other, data, arguments.split, captions=False)
+        check_comparable(predictions, problems)
+        check_comparable(other, other_problems)
+        ours, theirs = (
+            verdicts(run, arguments.protocol, vocabulary=vocabulary)
+            for run in (rows, choose_tasks(others, arguments.tasks))
+        )
+        result["comparison"] = {"with": str(other), **compare_verdicts(rows, ours, theirs)}
     origin = made_from(predictions, data, arguments.split, arguments.tasks)
     write_result(Path(arguments.out), {**result, "made_from": origin})
-    print(summary(result))
-    if "undecided" in result:
+    print("\n".join(filter(None, [summary(result), figures_summary(result)])))
+    if result.get("undecided"):
         print(
-            f"{result['undecided']} of {result['n']} answers need the published protocol's judge and count as wrong; "
+            f"{result['undecided']} of {result['n']} answers need the protocol's judge and count as wrong; "
             f"were all of them right, the score would be {result['upper_bound']:.4f}"
         )
+    if arguments.compare:
+        print(f"Against {arguments.compare}:\n{comparison_summary(result['comparison'])}")
     if arguments.confusion:
         classified = [row for row in rows if row.task == "classification"]
         confusion_picture(classified, Path(arguments.confusion), "Top-1")

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from sarlang_sft.boxes import PLACEHOLDER
 from sarlang_sft.sarlang import SPECIAL_TOKEN
-from sarlang_sft.scoring.vqa import ARTICLES, POSITION_FILLERS, POSITIONS, SPELLINGS, TENS, UNITS, exact_verdict
+from sarlang_sft.scoring.exact import exact_verdict
+from sarlang_sft.scoring.vocabulary import VOCABULARY
 
 # Tokens of all families: those that converters refuse, and the plain names of Llama's and the videos'.
 SPECIAL_TOKENS = re.compile(rf"{SPECIAL_TOKEN.pattern}|</?s>|<unk>|<pad>|<video>")
@@ -17,7 +18,9 @@ _WORD = re.compile(r"[^\W_]+")
 # `The classes are: tank, car.`, `Options: ship, car`: what a question offers is no leak.
 _OFFER = re.compile(r"\b(?:class|categor|option|choice|candidate|label)\w*(?: are)?:[^.?\n]*")
 # Words that questions and answers share by nature.
-_SHARED = {"yes", "no", *POSITIONS, *POSITION_FILLERS, *SPELLINGS, *ARTICLES, *UNITS, *TENS}
+_SHARED = {"yes", "no", *VOCABULARY.numbers}.union(
+    *(VOCABULARY.words[name] for name in ("positions", "position_fillers", "spellings", "articles"))
+)
 _LISTED_BEFORE = re.compile(r"(?:[,;:/().\n]|\b(?:or|and|either|between|among))\s*(?:(?:a|an|the)\s+)?$")
 _LISTED_AFTER = re.compile(r"^\s*(?:[,;/]|(?:or|and)\b)")
 

@@ -15,8 +15,8 @@ from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.inference import Asked, TunedModel
 from sarlang_sft.scoring.captions import Caption, caption_metrics
+from sarlang_sft.scoring.exact import exact_verdict
 from sarlang_sft.scoring.predictions import CAPTION_TASK
-from sarlang_sft.scoring.vqa import exact_verdict
 from sarlang_sft.shared_trunk import answer_together
 from sarlang_sft.val_questions import ValQuestion, first_places, make_batches, prompts_by_image
 from sarlang_sft.whole_output import whole_file

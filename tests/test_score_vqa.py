@@ -11,10 +11,11 @@ import pytest
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import Dialogue, Record, Turn, to_table, write_data_folder
+from sarlang_sft.scoring.exact import exact_verdict
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row, count_problems, join_predictions, summary
 from sarlang_sft.scoring.published import JudgeQuestion, published_verdict
-from sarlang_sft.scoring.vqa import exact_verdict, score_vqa, verdicts
+from sarlang_sft.scoring.vqa import score_vqa, verdicts
 
 SCRIPT = Path(__file__).parents[1] / "eval" / "score_vqa.py"
 
@@ -261,7 +262,7 @@ def test_command_line_writes_the_result_and_prints_it(data: Path, tmp_path: Path
         result
     )
     assert set(result["overall"]) == {"value", "low", "high"}
-    assert "2 of 4 answers need the published protocol's judge" in done.stdout
+    assert "2 of 4 answers need the protocol's judge" in done.stdout
     assert "1 times: has no prediction: d#0" in done.stdout
     assert str(out) in done.stdout
 

@@ -171,7 +171,7 @@ def thumbnail(image_root: Path, image: str) -> Thumbnail | str:
 
 
 def drawn_boxes(row: Row) -> list[list[list[float]]]:
-    """Corners, in pixels of the stored image, of the boxes that question or truth name: `[x, y, w, h]` or `<box:i>`."""
+    """Corners, in pixels of the stored image, of the boxes that question or truth name (`[x, y, w, h]`, `<box:i>`)."""
     found = []
     for text in (row.question, row.label):
         found += [[float(number) for number in match[1].split(",")] for match in _BOX.finditer(text)]

@@ -7,13 +7,14 @@ from typing import Any
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import file_hash
-from sarlang_sft.reporting.tables import verdicts
+from sarlang_sft.reporting.tables import right_answers
 from sarlang_sft.scoring.baselines import MAJORITY, RANDOM
+from sarlang_sft.scoring.prediction_files import Problems
 from sarlang_sft.scoring.predictions import (
     CAPTION_TASK,
-    Problems,
     Row,
     absent,
+    check_answered,
     join_everything,
     read_json,
     settings_beside,
@@ -87,16 +88,12 @@ def read_run(name: str, predictions: Path, data: Path, split: str) -> Run:
     questions = [row for row in rows if row.task != CAPTION_TASK]
     captions = [row for row in rows if row.task == CAPTION_TASK]
     asked = [kind for kind in (questions, captions) if any(row.predict is not None for row in kind)]
-    if not asked:
-        raise InputError(
-            f"{predictions}: no prediction for any of the {len(rows)} questions in split {split} of {data}; "
-            "give the data folder and split that the predictions were made on"
-        )
+    check_answered(rows, "questions", problems, predictions, data, split)
     for reason, places in absent([row for kind in asked for row in kind]).items():
         problems.setdefault(reason, []).extend(places)
     beside = settings_beside(predictions)
     settings = read_json(beside) if beside.is_file() else None
-    return Run(name, predictions, kind_of(settings), questions, captions, verdicts(questions), problems, settings)
+    return Run(name, predictions, kind_of(settings), questions, captions, right_answers(questions), problems, settings)
 
 
 def kind_of(settings: dict[str, Any] | None) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 
 from sarlang_sft.reporting.charts import REFERENCE, Chart, Column, Series
 from sarlang_sft.reporting.given import Run
+from sarlang_sft.scoring.exact import position_words, predicted_count, question_type, things_named
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row
-from sarlang_sft.scoring.vqa import POSITIONS, things_named
 
 MOST_LABELS = 12
 MOST_COUNTED = 10
@@ -44,39 +44,41 @@ def one_thing(text: str) -> str | None:
 
 
 def counted(text: str) -> str | None:
-    """The whole number that an answer names, up to ten and more; None if it is none."""
-    thing = one_thing(text)
-    if thing is None or not thing.isascii() or not thing.isdigit():
+    """The whole number that an answer gives, up to ten and more; None if it gives none."""
+    number = predicted_count(text)
+    if number is None or not number.isdigit():
         return None
-    return thing if len(thing) < len(str(MOST_COUNTED)) else f"{MOST_COUNTED}+"
+    return number if len(number) < len(str(MOST_COUNTED)) else f"{MOST_COUNTED}+"
 
 
 def placed(text: str) -> str | None:
-    """The position that an answer names, its words in one order; None if it is none."""
-    named = things_named(text)
-    return " ".join(sorted(named, key=_place_of)) if named and named <= POSITIONS else None
+    """The position that an answer gives, its words in one order; None if it gives none."""
+    return " ".join(sorted(position_words(text), key=_place_of)) or None
 
 
 def _place_of(word: str) -> tuple[int, str]:
     return (READING_ORDER.index(word) if word in READING_ORDER else -1, word)
 
 
-READ_AS: dict[str, tuple[str, Callable[[str], str | None]]] = {
-    "referring": ("Classes: region referring", one_thing),
-    "classification": ("Classes: classification", one_thing),
-    "cross_identification": ("Classes: cross-identification", one_thing),
-    "identification": ("Yes and no: identification", one_thing),
-    "counting": ("Counts", counted),
-    "positioning": ("Positions", placed),
-}
+Reading = Callable[[str], str | None]
+MATRICES: list[tuple[str, Callable[[Row], bool], Reading]] = [
+    ("Classes: region referring", lambda row: row.task == "referring", one_thing),
+    ("Classes: classification", lambda row: row.task == "classification", one_thing),
+    ("Classes: cross-identification", lambda row: row.task == "cross_identification", one_thing),
+    ("Counts", lambda row: question_type(row.label) == "count", counted),
+    ("Positions", lambda row: question_type(row.label) == "position", placed),
+    ("Yes and no", lambda row: question_type(row.label) == "yes_no", one_thing),
+]
 
 
 def confusions(runs: Sequence[Run]) -> list[Confusion]:
-    """A matrix per run for every task whose answers name one thing; at most the `MOST_LABELS` most frequent truths."""
+    """A matrix per run of the questions whose answers name one thing; at most the `MOST_LABELS` most frequent truths.
+
+    What the protocol `exact` finds right is on the diagonal, and nothing else.
+    """
     found = []
-    for task, (title, read) in READ_AS.items():
-        places = [place for place, row in enumerate(runs[0].questions) if row.task == task]
-        truths = {place: read(runs[0].questions[place].label) for place in places}
+    for title, belongs, read in MATRICES:
+        truths = {place: read(row.label) for place, row in enumerate(runs[0].questions) if belongs(row)}
         frequent = Counter(truth for truth in truths.values() if truth is not None)
         labels = [label for label, _ in frequent.most_common(MOST_LABELS)]
         if len(labels) < 2:
@@ -92,14 +94,15 @@ def confusions(runs: Sequence[Run]) -> list[Confusion]:
     return found
 
 
-def _matrix(run: Run, truths: dict[int, str | None], labels: list[str], read: Callable[[str], str | None]) -> Matrix:
+def _matrix(run: Run, truths: dict[int, str | None], labels: list[str], read: Reading) -> Matrix:
     columns = [*labels, OTHER, NOTHING]
     counts = np.zeros((len(labels), len(columns)), dtype=int)
     for place, truth in truths.items():
         if truth in labels:
             predict = run.questions[place].predict
-            answer = NOTHING if predict is None else read(predict)
-            counts[labels.index(truth), columns.index(answer if answer in columns else OTHER)] += 1
+            said = NOTHING if predict is None else truth if run.right[place] else read(predict)
+            known = said in columns and (said != truth or run.right[place])
+            counts[labels.index(truth), columns.index(said if known else OTHER)] += 1
     kept = [number for number, column in enumerate(columns) if column in labels or counts[:, number].any()]
     return Matrix(labels, [columns[number] for number in kept], counts[:, kept].tolist())
 
@@ -153,7 +156,7 @@ def _shares(lengths: Sequence[int], last: int) -> list[tuple[float, float]]:
 
 
 class Bin(NamedTuple):
-    """Answers of similar confidence, its `place`-th tenth: its mean, the share of the `n` that is right, with interval."""
+    """Answers of similar confidence, the `place`-th tenth: its mean, how many of the `n` are right, with interval."""
 
     place: int
     confidence: float

@@ -26,7 +26,16 @@ from sarlang_sft.reporting.measures import (
     length_chart,
     measure_lengths,
 )
-from sarlang_sft.reporting.scores import Line, is_sarlang, not_run, read_published, score_lines, styles_of
+from sarlang_sft.reporting.scores import (
+    Comparison,
+    Line,
+    compare_runs,
+    is_sarlang,
+    not_run,
+    read_published,
+    score_lines,
+    styles_of,
+)
 from sarlang_sft.scoring.predictions import count_problems
 from sarlang_sft.whole_output import whole_file
 
@@ -58,7 +67,7 @@ class Report:
     scores: dict[str, dict[str, Any]]
     captions: dict[str, dict[str, Any]]
     gallery: Gallery
-    comparisons: Sequence[Any] = ()
+    comparisons: Sequence[Comparison]
 
     @property
     def problems(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -119,6 +128,7 @@ def make_report(
         scores=scores,
         captions=captions,
         gallery=gallery,
+        comparisons=compare_runs(runs) if asked else [],
     )
 
 
@@ -162,7 +172,7 @@ def write_page(report: Report, path: Path) -> None:
         "script_hash": digest,
         "content": Markup(embedded(report.gallery.content)),
     }
-    page = render(HERE / "page.html.j2", (visible, ticks, grouped, percent, points, span, say), values)
+    page = render(HERE / "page.html.j2", (visible, ticks, grouped, percent, points, chance, span, say), values)
     with whole_file(path) as file:
         file.write(page.encode())
 
@@ -174,7 +184,7 @@ def embedded(content: dict[str, Any]) -> str:
 
 def write_markdown(report: Report, path: Path) -> None:
     """Write the scores as Markdown tables; the file appears complete or not at all."""
-    page = render(HERE / "report.md.j2", (cell, grouped, percent, points, span), {"report": report})
+    page = render(HERE / "report.md.j2", (cell, chance, grouped, percent, points, span), {"report": report})
     with whole_file(path) as file:
         file.write(page.encode())
 
@@ -195,6 +205,11 @@ def grouped(number: int) -> str:
 def percent(share: float) -> str:
     """A share of 0..1 in percent."""
     return f"{100 * share:.1f} %"
+
+
+def chance(p: float) -> str:
+    """A probability as people read it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def points(difference: float) -> str:

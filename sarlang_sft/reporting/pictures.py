@@ -13,9 +13,9 @@ from sarlang_sft.html_pages import visible
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import read_image
 from sarlang_sft.reporting.given import PLAIN, Run
-from sarlang_sft.reporting.tables import bare_question, verdicts
+from sarlang_sft.reporting.tables import bare_question, right_answers
+from sarlang_sft.scoring.exact import exact_verdict
 from sarlang_sft.scoring.predictions import Row
-from sarlang_sft.scoring.vqa import exact_verdict
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -52,7 +52,7 @@ def contact_sheet(runs: Sequence[Run], image_root: Path, path: Path, samples: in
         axis.set_title(plain("\n".join(textwrap.wrap(bare_question(row.question), 44)[:4])), fontsize=8)
         lines = [("truth", row.label, "black")]
         for run, answered in zip(shown, rows, strict=True):
-            right = verdicts([answered[index]])[0]
+            right = right_answers([answered[index]])[0]
             lines.append((run.name, answered[index].predict or "-", "tab:green" if right else "tab:red"))
         for line, (name, text, colour) in enumerate(lines):
             said = plain(f"{name}: {textwrap.shorten(visible(text), 48)}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from sarlang_sft.reporting.given import BLIND, PLAIN, TEXT_ONLY, Run, about
 from sarlang_sft.scoring.baselines import MAJORITY, RANDOM, majority_verdicts, random_chances, read_training_answers
+from sarlang_sft.scoring.comparison import compare_verdicts
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row, break_down
 
@@ -80,6 +81,23 @@ def _line(
         break_down(rows, score),
         len(rows) if answered is None else answered,
     )
+
+
+class Comparison(NamedTuple):
+    """How the run `second` differs from `first`: what [`compare_verdicts`] finds, over all and by task."""
+
+    first: str
+    second: str
+    figures: dict[str, Any]
+
+
+def compare_runs(runs: Sequence[Run]) -> list[Comparison]:
+    """Every run that sees its images against the first of them."""
+    plain = [run for run in runs if run.kind == PLAIN]
+    return [
+        Comparison(plain[0].name, run.name, compare_verdicts(run.questions, run.right, plain[0].right))
+        for run in plain[1:]
+    ]
 
 
 def not_run(runs: Sequence[Run]) -> dict[str, str]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from sarlang_sft.scoring.predictions import Row
-from sarlang_sft.scoring.vqa import exact_verdict
+from sarlang_sft.scoring.vqa import verdicts
 
 
-def verdicts(rows: Sequence[Row]) -> list[bool]:
+def right_answers(rows: Sequence[Row]) -> list[bool]:
     """Whether each prediction is right under the protocol `exact`; a missing one is wrong."""
-    return [row.predict is not None and exact_verdict(row.label, row.predict) for row in rows]
+    return [verdict is True for verdict in verdicts(rows, "exact")]
 
 
 def accuracy_by_task(rows: Sequence[Row], columns: dict[str, list[bool]]) -> dict[str, dict[str, float]]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 
 from sarlang_sft.records import open_split, read_dialogue_table
+from sarlang_sft.scoring.exact import exact_verdict
 from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
-from sarlang_sft.scoring.vqa import exact_verdict
 
 MAJORITY, RANDOM = "majority", "random"
 SARDET_CLASSES = ("ship", "aircraft", "car", "tank", "bridge", "harbor")

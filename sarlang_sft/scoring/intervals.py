@@ -30,11 +30,25 @@ def mean_with_interval(scores: Sequence[float], images: Sequence[Hashable], seed
         images: The image of every caption, same length.
         seed: Of the draws; the same scores give the same interval.
     """
+    return ratio_with_interval(scores, np.ones(len(scores)), images, seed)
+
+
+def ratio_with_interval(
+    parts: Sequence[float], wholes: Sequence[float], images: Sequence[Hashable], seed: int = 0
+) -> dict[str, float]:
+    """The sum of `parts` over the sum of `wholes` and its 95% bootstrap interval over images, as `{value, low, high}`.
+
+    Args:
+        parts: One per question, shape (questions,).
+        wholes: Same shape; their sum is above 0.
+        images: The image of every question, same length.
+        seed: Of the draws; the same figures give the same interval.
+    """
     number = {image: index for index, image in enumerate(dict.fromkeys(images))}
     image_of = [number[image] for image in images]
-    sums, counts = np.bincount(image_of, weights=scores), np.bincount(image_of)
+    above, below = np.bincount(image_of, weights=parts), np.bincount(image_of, weights=wholes)
     random = np.random.default_rng(seed)
-    draws = (random.integers(len(sums), size=len(sums)) for _ in range(RESAMPLES))
-    means = [sums[draw].sum() / counts[draw].sum() for draw in draws]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"value": float(np.mean(scores)), "low": float(low), "high": float(high)}
+    draws = (random.integers(len(above), size=len(above)) for _ in range(RESAMPLES))
+    ratios = [above[draw].sum() / below[draw].sum() for draw in draws if below[draw].any()]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return {"value": float(above.sum() / below.sum()), "low": float(low), "high": float(high)}

@@ -2,18 +2,22 @@
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from sarlang_sft.errors import InputError
-from sarlang_sft.records import Box, file_hash, read_records
+from sarlang_sft.records import SPLITS, Box, file_hash, read_dialogue_table, read_records
+from sarlang_sft.scoring.prediction_files import Boxes, Problems, read_predictions
 
 CAPTION_TASK = "description"
-FIELDS = ("id", "predict")
 NAMED_EXAMPLES = 3
+OTHER_LABEL = "answers another label than the data folder's"
+ELSEWHERE = "is not in the split"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Row:
         label: The stored answer.
         boxes: Of the image, in pixels of the stored image; a text names them as `<box:i>`.
         logprob: Sum of the log-probabilities of the prediction's tokens, if it is known.
-        predicted: Boxes of the prediction, in pixels of the stored image; None where it was not asked for any.
+        predicted: Boxes of the prediction, in pixels of the stored image, one without numbers for each that cannot be
+            used; None where the file says nothing of boxes.
     """
 
     id: str
@@ -40,22 +45,7 @@ class Row:
     predict: str | None
     boxes: tuple[Box, ...] = ()
     logprob: float | None = None
-    predicted: tuple[tuple[float, ...], ...] | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one line of a predictions file says."""
-
-    line: int
-    label: str | None
-    predict: str
-    logprob: float | None
-    boxes: tuple[tuple[float, ...], ...] | None
-
-
-Problems = dict[str, list[str]]
-"""What is wrong with a predictions file: the reason, and every place of it (`line 7`, or the id of a question)."""
+    predicted: Boxes | None = None
 
 
 class Joined(NamedTuple):
@@ -94,11 +84,7 @@ def join_predictions(predictions: Path, data: Path, split: str, captions: bool) 
     kind = "captions" if captions else "VQA questions"
     if not rows:
         raise InputError(f"--data {data}: split {split} has no {kind} to score")
-    if all(row.predict is None for row in rows):
-        raise InputError(
-            f"{predictions}: no prediction for any of the {len(rows)} {kind} in split {split} of {data}; "
-            "give the data folder and split that the predictions were made on"
-        )
+    check_answered(rows, kind, problems, predictions, data, split)
     return Joined(rows, {**problems, **absent(rows)})
 
 
@@ -108,17 +94,35 @@ def join_everything(predictions: Path, data: Path, split: str) -> Joined:
     Raises:
         InputError: There is no such file, data folder or split.
     """
-    given, problems = _read_predictions(predictions)
+    given, problems = read_predictions(predictions)
     rows = []
     for row in _questions(data, split):
         answer = given.pop(row.id, None)
         if answer is not None and answer.label not in (None, row.label):
-            problems["answers another label than the data folder's"].append(f"line {answer.line}")
+            problems[OTHER_LABEL].append(f"line {answer.line}")
         elif answer is not None:
             row = replace(row, predict=answer.predict, logprob=answer.logprob, predicted=answer.boxes)
         rows.append(row)
-    problems["is not in the split"] += [f"line {answer.line}" for answer in given.values()]
-    return Joined(rows, {reason: places for reason, places in problems.items() if places})
+    elsewhere = _splits_of(given, data, split)
+    for name, answer in given.items():
+        reason = f"{ELSEWHERE} but in {elsewhere[name]}" if name in elsewhere else ELSEWHERE
+        problems[reason].append(f"line {answer.line}")
+    return Joined(rows, dict(problems))
+
+
+def check_answered(
+    rows: Sequence[Row], kind: str, problems: Problems, predictions: Path, data: Path, split: str
+) -> None:
+    """Raise [`InputError`] if none of the rows has a prediction; it names the split that the file is of, if one is."""
+    if any(row.predict is not None for row in rows):
+        return
+    hint = "give the data folder and split that the predictions were made on"
+    for other in SPLITS:
+        if places := problems.get(f"{ELSEWHERE} but in {other}"):
+            hint = f"{len(places)} of its answers are of the split {other}: --split {other}"
+    raise InputError(
+        f"{predictions}: no prediction for any of the {len(rows)} {kind} in split {split} of {data}; {hint}"
+    )
 
 
 def absent(rows: Sequence[Row]) -> Problems:
@@ -128,6 +132,26 @@ def absent(rows: Sequence[Row]) -> Problems:
         "is answered with nothing": [row.id for row in rows if row.predict is not None and not row.predict.strip()],
     }
     return {reason: places for reason, places in found.items() if places}
+
+
+def choose_tasks(rows: list[Row], tasks: Sequence[str]) -> list[Row]:
+    """The rows of these applications, all if none is named; raises [`InputError`] if there is none."""
+    chosen = [row for row in rows if not tasks or row.task in tasks]
+    if not chosen:
+        raise InputError(f"--tasks {' '.join(tasks)}: the split has no question of these applications")
+    return chosen
+
+
+def _splits_of(ids: Collection[str], data: Path, split: str) -> dict[str, str]:
+    """The other split that holds a question, for those of `ids` that are in one."""
+    found: dict[str, str] = {}
+    # An id of JSON may hold a lone surrogate, which is no text to Arrow.
+    dialogues = pa.array([name.rpartition("#")[0].encode(errors="replace").decode() for name in ids], pa.string())
+    for other in SPLITS if ids else ():
+        if other != split and (data / f"{other}.parquet").is_file():
+            held = pc.is_in(dialogues, read_dialogue_table(data, other)["id"])
+            found |= {name: other for name, here in zip(ids, held.to_pylist(), strict=True) if here}
+    return found
 
 
 def _questions(data: Path, split: str) -> Iterator[Row]:
@@ -149,49 +173,27 @@ def _questions(data: Path, split: str) -> Iterator[Row]:
                 )
 
 
-def _read_predictions(path: Path) -> tuple[dict[str, Prediction], defaultdict[str, list[str]]]:
-    if not path.is_file():
-        raise InputError(f"--predictions {path}: no such file; make it with eval/generate.py")
-    found: dict[str, Prediction] = {}
-    problems: defaultdict[str, list[str]] = defaultdict(list)
-    # Bytes, because text mode would also end lines at a lone carriage return.
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError:
-                problems["is no valid JSON" if line.endswith(b"\n") else "is cut off"].append(place)
-                continue
-            if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in FIELDS):
-                problems["is no object with the texts id and predict"].append(place)
-            elif row["id"] in found:
-                problems["answers a question again"].append(place)
-            else:
-                boxes = row.get("boxes")
-                found[row["id"]] = Prediction(
-                    number,
-                    row.get("label"),
-                    row["predict"],
-                    row.get("logprob"),
-                    None if boxes is None else tuple(tuple(box) for box in boxes),
-                )
-    return found, problems
-
-
 def break_down(rows: Sequence[Row], score: Callable[[list[int]], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """`by_task`, `by_subset`, `by_source` and `by_resolution` (metres per pixel): name -> `n` and the group's score.
 
     Args:
         score: Maps positions in `rows` to `{value, low, high, ...}`.
     """
-    result: dict[str, dict[str, Any]] = {}
-    for breakdown, name_of in BREAKDOWNS.items():
-        members: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
-            members.setdefault(name_of(row), []).append(index)
-        result[breakdown] = {name: {"n": len(group), **score(group)} for name, group in sorted(members.items())}
-    return result
+    return {breakdown: group_by(rows, name_of, score) for breakdown, name_of in BREAKDOWNS.items()}
+
+
+def group_by(
+    rows: Sequence[Row], name_of: Callable[[Row], str], score: Callable[[list[int]], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The score of every group of rows of one name, in order of the names, with its size `n`.
+
+    Args:
+        score: Maps positions in `rows` to figures.
+    """
+    members: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        members.setdefault(name_of(row), []).append(index)
+    return {name: {"n": len(group), **score(group)} for name, group in sorted(members.items())}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -244,17 +246,22 @@ def count_problems(problems: Problems) -> dict[str, dict[str, Any]]:
 
 def summary(result: dict[str, Any]) -> str:
     """A result as a small table, with a line on every problem of the predictions."""
-    lines = [f"protocol {result['protocol']}", f"{'':34}{'n':>8}{'value':>10}{'95% interval':>20}"]
-    entries = [("overall", {"n": result["n"], **result["overall"]})]
+    heads = "".join(f"{head:>{width}}" for head, width in (("n", 10), ("answered", 10), ("value", 10)))
+    lines = [result.get("signature", f"protocol {result['protocol']}"), f"{'':34}{heads}{'95% interval':>20}"]
+    entries = [("overall", result)]
     entries += [
         (f"{breakdown.removeprefix('by_'):12}{name}", entry)
-        for breakdown in BREAKDOWNS
-        for name, entry in result[breakdown].items()
+        for breakdown in ("by_type", *BREAKDOWNS)
+        for name, entry in result.get(breakdown, {}).items()
     ]
     for name, entry in entries:
-        interval = f"{entry['low']:.4f} - {entry['high']:.4f}"
-        lines.append(f"{name:34}{entry['n']:8}{entry['value']:10.4f}{interval:>20}")
+        score = entry.get("overall", entry)
+        interval = f"{score['low']:.4f} - {score['high']:.4f}"
+        answered = entry.get("answered", "")
+        lines.append(f"{name:34}{entry['n']:10}{answered:10}{score['value']:10.4f}{interval:>20}")
     lines.append(f"{result['answered']} of {result['n']} were answered; a question without an answer counts as wrong")
+    if result.get("of_answered"):
+        lines[-1] += f" (over the answered alone: {result['of_answered']['value']:.4f})"
     for reason, found in result["problems"].items():
         more = " ..." if found["count"] > len(found["examples"]) else ""
         lines.append(f"{found['count']} times: {reason}: {', '.join(found['examples'])}{more}")
