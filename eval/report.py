@@ -73,8 +73,8 @@ def main() -> None:
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     contact_sheet(runs, image_root, out / "samples.png")
 
-    print(f"Accuracy on the {args.split} split (protocol exact)")
-    print(accuracy_table(accuracy_by_task(runs[0].questions, {line.name: line.shares for line in report.lines})))
+    accuracies = accuracy_by_task(runs[0].questions, {line.name: line.shares for line in report.lines})
+    print(f"Accuracy on the {args.split} split (protocol exact)\n{accuracy_table(accuracies)}")
     print(f"Page: {out / 'report.html'}\nTables: {out / 'report.md'}\nPictures: {out / 'samples.png'}")
     print(f"Summary: {out / 'summary.json'}")
 

@@ -50,12 +50,12 @@ def contact_sheet(runs: Sequence[Run], image_root: Path, path: Path, samples: in
         except InputError:
             axis.text(0.5, 0.5, "unreadable image", ha="center")
         axis.set_title(plain("\n".join(textwrap.wrap(bare_question(row.question), 44)[:4])), fontsize=8)
-        lines = [("truth", row.label, "black")]
+        lines = [(f"truth: {visible(row.label)}", "black")]
         for run, answered in zip(shown, rows, strict=True):
-            right = right_answers([answered[index]])[0]
-            lines.append((run.name, answered[index].predict or "-", "tab:green" if right else "tab:red"))
-        for line, (name, text, colour) in enumerate(lines):
-            said = plain(f"{name}: {textwrap.shorten(visible(text), 48)}")
+            sign, colour = ("✓", "tab:green") if right_answers([answered[index]])[0] else ("✗", "tab:red")
+            lines.append((f"{sign} {run.name}: {visible(answered[index].predict or '-')}", colour))
+        for line, (text, colour) in enumerate(lines):
+            said = plain(textwrap.shorten(text, 56))
             axis.text(0, -0.03 - 0.07 * line, said, color=colour, fontsize=9, va="top", transform=axis.transAxes)
     figure.savefig(path, dpi=80)
     plt.close(figure)
