@@ -81,7 +81,7 @@ def test_forms_also_mask_the_classes_of_the_data_s_own_boxes(pictures: Path, tmp
     write_data_folder(tmp_path / "data", to_table(records), [], pictures, {})
     known = read_training_answers(tmp_path / "data")
     assert known.to("How many BTR60s are there?") == {}
-    assert known.to("How many 2S1s are there?") == known.to("How many T72s are there?") == {"2.": 2}
+    assert known.to("How many 2S1s are there?") == {"2.": 2, "1.": 1}
 
 
 def test_majority_answers_come_from_training_alone(data: Path) -> None:

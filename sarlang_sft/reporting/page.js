@@ -137,7 +137,7 @@ function item(entry, pictures) {
   const said = make("dl", "said");
   said.append(answer("truth", entry.truth, "truth"));
   entry.answers.forEach(({ text, right: verdict, sure }, run) => {
-    const kind = verdict === null || text === null ? "" : verdict ? "is-right" : "is-wrong";
+    const kind = verdict === null ? "" : verdict ? "is-right" : "is-wrong";
     const one = answer(runs[run].name, text, kind);
     if (kind) {
       const sign = make("span", "verdict", verdict ? "✓" : "✗");
