@@ -86,14 +86,15 @@ def predicted_count(predict: str, question: str = "", vocabulary: Vocabulary = V
     return found if numbers <= {found} else None
 
 
+@lru_cache(maxsize=REMEMBERED)
 def things_named(answer: str, vocabulary: Vocabulary = VOCABULARY) -> frozenset[str]:
     """What an answer names, evened out: list items as a set, a position as its words; empty if there is no word.
 
     Where the whole answer is a sentence, what it says: `ship` and `harbor` of `The image shows ships and a harbor.`
     """
     tokens = read_tokens(answer, vocabulary)
-    stated = statement(tokens, vocabulary)
-    return things_said(_without_tail(stated or tokens, vocabulary), vocabulary)
+    stated = _without_tail(statement(tokens, vocabulary), vocabulary)
+    return things_said(stated, vocabulary) or things_said(_without_tail(tokens, vocabulary), vocabulary)
 
 
 def position_words(answer: str, vocabulary: Vocabulary = VOCABULARY) -> frozenset[str]:
