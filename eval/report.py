@@ -19,7 +19,7 @@ from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.records import image_root_of
 from sarlang_sft.reporting.curves import read_history
 from sarlang_sft.reporting.gallery import make_gallery
-from sarlang_sft.reporting.given import read_merge, read_run, read_scores, split_names
+from sarlang_sft.reporting.given import CAPTION_SCORES, VQA_SCORES, read_merge, read_run, read_scores, split_names
 from sarlang_sft.reporting.page import make_report, write_markdown, write_page
 from sarlang_sft.reporting.pictures import contact_sheet
 from sarlang_sft.reporting.summary import summarise
@@ -63,8 +63,8 @@ def main() -> None:
     image_root = image_root_of(data, args.image_root)
     runs = [read_run(name, path, data, args.split) for name, path in split_names("--runs", args.runs).items()]
     histories = [read_history(name, path) for name, path in split_names("--histories", args.histories).items()]
-    scores = read_scores("--scores", split_names("--scores", args.scores), data, args.split)
-    captions = read_scores("--captions", split_names("--captions", args.captions), data, args.split)
+    scores = read_scores("--scores", split_names("--scores", args.scores), VQA_SCORES, data, args.split)
+    captions = read_scores("--captions", split_names("--captions", args.captions), CAPTION_SCORES, data, args.split)
     gallery = make_gallery(runs, image_root, args.images)
     report = make_report(data, args.split, runs, histories, scores, captions, gallery)
     summary = summarise(report, histories, read_merge(args.merged))

@@ -20,12 +20,10 @@ class Part(NamedTuple):
 
 
 def caption_parts(results: dict[str, dict[str, Any]]) -> list[Part]:
-    """All captions of every file, then its subsets (concise and complex) where there are several."""
+    """All captions of every file, then each style (concise, complex) where there are several."""
     rows = []
     for name, result in results.items():
-        subsets = result["by_subset"] if len(result["by_subset"]) > 1 else {}
-        for part, entry in {"all": {**result["overall"], **result}, **subsets}.items():
-            rows.append(
-                Part(name, part.removeprefix("caption_"), result["protocol"], entry["scored"], entry["metrics"], entry)
-            )
+        styles = result["by_style"] if len(result["by_style"]) > 1 else {}
+        for part, entry in {"all": {**result["overall"], **result}, **styles}.items():
+            rows.append(Part(name, part, result["protocol"], entry["scored"], entry["metrics"], entry))
     return rows

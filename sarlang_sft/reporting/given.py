@@ -114,18 +114,26 @@ def about(run: Run) -> str:
     return f"{model}{f' + {adapter}' if adapter else ''}{seen}"
 
 
-def read_scores(option: str, paths: dict[str, Path], data: Path, split: str) -> dict[str, dict[str, Any]]:
+VQA_SCORES = {"protocol", "n", "overall", "by_task", "by_type", "made_from"}
+CAPTION_SCORES = {"protocol", "n", "overall", "metrics", "scored", "by_style", "statistics", "facts", "made_from"}
+
+
+def read_scores(option: str, paths: dict[str, Path], parts: set[str], data: Path, split: str) -> dict[str, Any]:
     """Result files of a scorer, by their names.
 
+    Args:
+        parts: What such a file holds: `VQA_SCORES` or `CAPTION_SCORES`.
+
     Raises:
-        InputError: A file is missing, holds no scores, or scores other questions than this split's.
+        InputError: A file is missing, holds no such scores, or scores other questions than this split's.
     """
     questions = file_hash(data / f"{split}.parquet")
     found = {}
     for name, path in paths.items():
         result = read_json(path)
-        if not {"protocol", "n", "overall", "made_from"} <= result.keys():
-            raise InputError(f"{option} {name}={path}: holds no scores; make it with eval/score_*.py")
+        if missing := sorted(parts - result.keys()):
+            kind = "score_vqa" if parts is VQA_SCORES else "score_caption"
+            raise InputError(f"{option} {name}={path}: has no {', '.join(missing)}; make it with eval/{kind}.py")
         if result["made_from"]["questions"] != questions:
             raise InputError(
                 f"{option} {name}={path}: scores other questions than {data}'s split {split}; score again"

@@ -14,6 +14,7 @@ from sarlang_sft.html_pages import render, visible
 from sarlang_sft.reporting.captions import NAMES, Part, caption_parts
 from sarlang_sft.reporting.charts import Chart, ticks
 from sarlang_sft.reporting.curves import History, learning_curves
+from sarlang_sft.reporting.figures import Table, caption_tables, near_misses
 from sarlang_sft.reporting.gallery import Gallery
 from sarlang_sft.reporting.given import Run
 from sarlang_sft.reporting.measures import (
@@ -43,6 +44,7 @@ HERE = Path(__file__).parent
 COLOURS = 6  # of lines; further runs take them again, told apart by their names
 BREAKDOWNS = {
     "by_task": "application",
+    "by_type": "type of question",
     "by_subset": "subset",
     "by_source": "source",
     "by_resolution": "metres per pixel",
@@ -68,6 +70,8 @@ class Report:
     captions: dict[str, dict[str, Any]]
     gallery: Gallery
     comparisons: Sequence[Comparison]
+    near_misses: Table | None
+    caption_tables: Sequence[Table]
 
     @property
     def problems(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -129,6 +133,8 @@ def make_report(
         captions=captions,
         gallery=gallery,
         comparisons=compare_runs(runs) if asked else [],
+        near_misses=near_misses(runs) if asked else None,
+        caption_tables=caption_tables(captions),
     )
 
 

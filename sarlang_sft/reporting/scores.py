@@ -10,8 +10,9 @@ import numpy as np
 from sarlang_sft.reporting.given import BLIND, PLAIN, TEXT_ONLY, Run, about
 from sarlang_sft.scoring.baselines import MAJORITY, RANDOM, majority_verdicts, random_chances, read_training_answers
 from sarlang_sft.scoring.comparison import compare_verdicts
+from sarlang_sft.scoring.exact import question_type
 from sarlang_sft.scoring.intervals import share_with_interval
-from sarlang_sft.scoring.predictions import Row, break_down
+from sarlang_sft.scoring.predictions import Row, break_down, group_by
 
 SARLANG_SOURCES = {"SpaceNet6", "DFC2023", "OpenEarthMap-SAR", "SARDet-100K"}
 NOT_RUN = {BLIND: "eval/generate.py --exchange_images", TEXT_ONLY: "eval/generate.py --without_images"}
@@ -72,13 +73,14 @@ def _line(
         return {"value": float(np.mean(members)), "low": None, "high": None}
 
     overall = score(range(len(rows)))
+    groups = break_down(rows, score) | {"by_type": group_by(rows, lambda row: question_type(row.label), score)}
     return Line(
         name,
         about_it,
         style,
         list(shares),
         overall,
-        break_down(rows, score),
+        groups,
         len(rows) if answered is None else answered,
     )
 
