@@ -15,7 +15,7 @@ from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.reporting.curves import learning_curves, read_history
-from sarlang_sft.reporting.gallery import LONGEST_TEXT, choose_images, clipped, drawn_boxes, make_gallery
+from sarlang_sft.reporting.gallery import LONGEST_TEXT, answer, choose_images, clipped, drawn_boxes, make_gallery
 from sarlang_sft.reporting.given import Run, read_run, split_names
 from sarlang_sft.reporting.measures import calibrate, confusions
 from sarlang_sft.reporting.page import embedded, make_report, write_markdown, write_page
@@ -153,10 +153,12 @@ def test_boxes_of_question_and_truth_are_drawn_and_impossible_ones_are_not() -> 
     boxes = (Box("ship", [1.0, 2.0, 3.0, 4.0]), Box("car", [0.0, 0.0, 4.0, 0.0, 4.0, 2.0, 0.0, 2.0]))
     asked = replace(row("<box:1>", None, "What is in [10, 20.5, 5, 5]? Or <box:0>, <box:7>?"), boxes=boxes)
     assert drawn_boxes(asked) == [
-        [[10, 20.5], [15, 20.5], [15, 25.5], [10, 25.5]],
-        [[1, 2], [4, 2], [4, 6], [1, 6]],
-        [[0, 0], [4, 0], [4, 2], [0, 2]],
+        [(10, 20.5), (15, 20.5), (15, 25.5), (10, 25.5)],
+        [(1, 2), (4, 2), (4, 6), (1, 6)],
+        [(0, 0), (4, 0), (4, 2), (0, 2)],
     ]
+    answered = replace(asked, predict="x", predicted=((1.0, 1.0, 2.0, 2.0), ()))
+    assert answer(answered, None)["boxes"] == [[(1, 1), (3, 1), (3, 3), (1, 3)]], "unusable boxes are not drawn"
     numbers = "9" * 5000
     strange = f"[1, 2, -3, 4] [1, 2, 3] [{numbers}, 1, {numbers}, 1] <box:{numbers}>"
     assert drawn_boxes(replace(row("x", None, strange), boxes=boxes)) == []

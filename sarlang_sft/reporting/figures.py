@@ -60,7 +60,7 @@ OF_A_CLASS = ("there", "named", "hallucinated", "missed", "numbered", "right_num
 OF_TEXTS: list[Figure] = [
     ("words, mean", lambda found: f"{found['words']['mean']:.1f}"),
     ("words, median", lambda found: f"{found['words']['median']:g}"),
-    ("words, 95% have at most", lambda found: f"{found['words']['p95']:g}"),
+    ("words, 95% have at most", lambda found: f"{found['words']['p95']:.0f}"),
     ("repeat themselves", lambda found: _percent(found["loops"])),
     ("end in mid-sentence", lambda found: _percent(found["unfinished"])),
     ("distinct word pairs", lambda found: _percent(found["distinct"]["2"])),

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ _NUMBER = r"-?\d+(?:\.\d+)?"
 _BOX = re.compile(rf"\[\s*({_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}(?:(?:\s*,\s*{_NUMBER}){{4}})?)\s*\]")
 
 About = tuple[str, ...]  # the images of a record
+Outline = list[tuple[float, float]]  # the corners of a box, in pixels of the stored image
 
 
 class Gallery(NamedTuple):
@@ -132,6 +134,7 @@ def answer(row: Row, right: bool | None) -> dict[str, Any]:
         "text": None if row.predict is None else clipped(row.predict),
         "right": right,
         "sure": None if sure is None or row.predict is None else round(sure, 3),
+        "boxes": outlines(row.predicted or ()),
     }
 
 
@@ -170,12 +173,17 @@ def thumbnail(image_root: Path, image: str) -> Thumbnail | str:
     return Thumbnail("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), size)
 
 
-def drawn_boxes(row: Row) -> list[list[list[float]]]:
-    """Corners, in pixels of the stored image, of the boxes that question or truth name (`[x, y, w, h]`, `<box:i>`)."""
+def drawn_boxes(row: Row) -> list[Outline]:
+    """The boxes that question or truth name, as `[x, y, w, h]`, with eight numbers, or as `<box:i>`."""
     found = []
     for text in (row.question, row.label):
         found += [[float(number) for number in match[1].split(",")] for match in _BOX.finditer(text)]
         named = [int(match[1]) for match in PLACEHOLDER.finditer(text) if len(match[1]) <= DIGITS]
         found += [list(row.boxes[place].points) for place in named if place < len(row.boxes)]
-    usable = [points for points in found if box_problem(points, float("inf"), float("inf")) != "unusable_box"]
-    return [[[round(x, 1), round(y, 1)] for x, y in corners(points)] for points in usable[:MOST_BOXES]]
+    return outlines(found)
+
+
+def outlines(boxes: Sequence[Sequence[float]]) -> list[Outline]:
+    """The corners of the boxes that have an area, at most `MOST_BOXES`."""
+    usable = [points for points in boxes if box_problem(list(points), math.inf, math.inf) != "unusable_box"]
+    return [[(round(x, 1), round(y, 1)) for x, y in corners(points)] for points in usable[:MOST_BOXES]]

@@ -95,13 +95,21 @@ function card(number, members) {
   const names = images[number].names;
   const pictures = make("div", "pictures");
   images[number].pictures.forEach((picture, place) => {
-    const boxes = place === 0 ? members.flatMap((entry) => entry.boxes.map((points) => [entry, points])) : [];
+    const boxes = place === 0 ? members.flatMap(outlines) : [];
     pictures.append(picture.src ? view(picture, names[place], boxes) : make("p", "unreadable", picture.problem));
   });
   const asked = make("ol", "asked");
   for (const entry of members) asked.append(item(entry, pictures));
   article.append(make("h3", "", names.join(", ") || "text without image"), pictures, asked);
   return article;
+}
+
+// What is drawn for a question: the boxes that it names or that are its truth, and dashed those that runs answered.
+function outlines(entry) {
+  const named = entry.boxes.flatMap((points) => [[entry, points, "under"], [entry, points, "over"]]);
+  const guessed = plain.flatMap((run, place) =>
+    (entry.answers[run].boxes || []).map((points) => [entry, points, `guess run-${place % 6}`]));
+  return [...named, ...guessed];
 }
 
 function view(picture, name, boxes) {
@@ -115,14 +123,12 @@ function view(picture, name, boxes) {
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("preserveAspectRatio", "none");
     svg.setAttribute("aria-hidden", "true");
-    for (const [entry, points] of boxes) {
-      for (const layer of ["under", "over"]) {
-        const polygon = document.createElementNS(svg.namespaceURI, "polygon");
-        polygon.setAttribute("points", points.map((point) => point.join(",")).join(" "));
-        polygon.setAttribute("class", layer);
-        polygon.dataset.entry = entries.indexOf(entry);
-        svg.append(polygon);
-      }
+    for (const [entry, points, kind] of boxes) {
+      const polygon = document.createElementNS(svg.namespaceURI, "polygon");
+      polygon.setAttribute("points", points.map((point) => point.join(",")).join(" "));
+      polygon.setAttribute("class", kind);
+      polygon.dataset.entry = entries.indexOf(entry);
+      svg.append(polygon);
     }
     figure.append(svg);
   }
