@@ -2,6 +2,7 @@
 
 const { runs, tasks, images, entries } = JSON.parse(document.getElementById("content").textContent);
 const AT_ONCE = 12; // images drawn before the reader scrolls on
+const COLOURS = 6; // of runs, in page.css
 const SHORT = 60; // characters of an answer that stands beside others
 
 const list = document.getElementById("list");
@@ -108,7 +109,7 @@ function card(number, members) {
 function outlines(entry) {
   const named = entry.boxes.flatMap((points) => [[entry, points, "under"], [entry, points, "over"]]);
   const guessed = plain.flatMap((run, place) =>
-    (entry.answers[run].boxes || []).map((points) => [entry, points, `guess run-${place % 6}`]));
+    (entry.answers[run].boxes || []).map((points) => [entry, points, `guess run-${place % COLOURS}`]));
   return [...named, ...guessed];
 }
 
