@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "outputs/demo/report.html"
 OUT = ROOT / "docs/images"
-DESK, PHONE = (1180, 1075), (400, 860)
+DESK, PHONE = (1180, 1128), (400, 860)
 SCALE, COLOURS, GAP = 1.5, 128, 24
 
 

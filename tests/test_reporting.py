@@ -15,8 +15,9 @@ from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.reporting.curves import learning_curves, read_history
+from sarlang_sft.reporting.figures import caption_tables, near_misses
 from sarlang_sft.reporting.gallery import LONGEST_TEXT, answer, choose_images, clipped, drawn_boxes, make_gallery
-from sarlang_sft.reporting.given import Run, read_run, split_names
+from sarlang_sft.reporting.given import VQA_SCORES, Run, read_run, read_scores, split_names
 from sarlang_sft.reporting.measures import calibrate, confusions
 from sarlang_sft.reporting.page import embedded, make_report, write_markdown, write_page
 from sarlang_sft.reporting.pictures import confusion_picture, contact_sheet
@@ -28,6 +29,7 @@ from sarlang_sft.scoring.baselines import (
     random_chances,
     read_training_answers,
 )
+from sarlang_sft.scoring.captions import score_captions
 from sarlang_sft.scoring.exact import exact_verdict
 from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
 from sarlang_sft.tuning import TUNINGS
@@ -234,6 +236,41 @@ def test_histories_join_the_trainer_s_log_and_evaluations(tmp_path: Path) -> Non
         read_history("lora", tmp_path / "nowhere")
 
 
+def test_facts_and_statistics_of_captions_become_tables() -> None:
+    told = replace(row("Two ships and a car.", "Three ships."), task=CAPTION_TASK, style="concise")
+    boxes = tuple(Box(name, [1.0, 1.0, 5.0, 5.0]) for name in ("ship", "ship", "car"))
+    scores = score_captions([replace(told, boxes=boxes), replace(told, predict=None)], "official")
+    facts, classes, texts = caption_tables({"a": scores})
+    assert dict(facts.rows)["classes named that are there"][0].startswith("100.0 %")
+    assert dict(facts.rows)["wrong numbers of classes that are there"] == ["1"]
+    assert dict(classes.rows)["car"] == ["1", "0", "0", "1", "0", "0"], "there once, and missed"
+    assert texts.columns == ["references", "a"] and dict(texts.rows)["words, mean"] == ["5.0", "2.0"]
+    silent = score_captions([replace(told, predict=None)], "official")
+    (texts,) = caption_tables({"a": silent})
+    assert dict(texts.rows)["words, mean"] == ["5.0", "–"] and dict(texts.rows)["most frequent"] == ["", "–"]
+
+
+def test_near_misses_are_told_of_every_run() -> None:
+    rows = [replace(row("3.", "4."), task="counting"), replace(row("3.", None), task="counting")]
+    table = near_misses([run_of(rows, [False, False], "one"), run_of(rows[1:] * 2, [False, False], "two")])
+    assert table.columns == ["one", "two"]
+    assert table.rows == [
+        ("counts: mean absolute error", ["1.00", "–"]),
+        ("counts: at most one off", ["100.0 %", "–"]),
+        ("counts: answers that give a number", ["1 of 2", "0 of 2"]),
+    ]
+    assert near_misses([run_of([row("odd", "even")], [False])]) is None
+
+
+def test_scores_of_other_questions_and_of_another_kind_are_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('{"protocol": "exact"}')
+    with pytest.raises(InputError, match=r"has no by_resolution, .* make it with eval/score_vqa.py"):
+        read_scores("--scores", {"a": tmp_path / "s.json"}, VQA_SCORES, data, "test")
+    (tmp_path / "s.json").write_text(json.dumps({**dict.fromkeys(VQA_SCORES), "made_from": {"questions": "other"}}))
+    with pytest.raises(InputError, match="scores other questions"):
+        read_scores("--scores", {"a": tmp_path / "s.json"}, VQA_SCORES, data, "test")
+
+
 def test_confusion_picture_counts_the_diagonal(tmp_path: Path) -> None:
     rows = [row("T72.", "T72"), row("T72.", "BRDM_2."), row("BRDM_2.", "BRDM_2."), row("BRDM_2.", "a ship")]
     assert confusion_picture(rows, tmp_path / "c.png", "Top-1") == 0.5
@@ -300,9 +337,21 @@ def test_the_page_needs_no_other_file_and_shows_what_is_wrong(
     assert columns == {7, 4}, "accuracy, and the published figures"
 
 
-def test_published_figures_are_of_this_data_only_where_all_of_it_is_sarlang() -> None:
+def test_published_figures_stand_beside_only_where_all_of_the_data_is_sarlang(pictures: Path, tmp_path: Path) -> None:
     rows = [replace(row("a", "a"), source="SpaceNet6"), replace(row("a", "a"), source="SARDet-100K")]
     assert is_sarlang(rows) and not is_sarlang([*rows, row("a", "a")])
+    asked = Dialogue("q", "vqa1", "counting", [Turn("How many ships are there?", "2.")])
+    record = Record(["a.png"], 20, 20, "SARDet-100K", "test", dialogues=[asked])
+    write_data_folder(tmp_path / "data", to_table([record]), [], pictures, {})
+    path = write_predictions(tmp_path / "p.jsonl", questions(tmp_path / "data"), lambda place, row: "2.")
+    read = [read_run("a", path, tmp_path / "data", "test")]
+    report = make_report(tmp_path / "data", "test", read, [], {}, {}, make_gallery(read, pictures, 0))
+    write_page(report, tmp_path / "report.html")
+    scores = (tmp_path / "report.html").read_text().split('id="scores"')[1].split("</table>")[0]
+    beside = scores.split('<tbody class="published">')[1]
+    assert "published, GPT-judged, other protocol" in beside and "arXiv 2504.03254" in beside
+    for name in ("InternVL2.5-4B", "SAR experts", "lay people"):
+        assert name in beside and name not in scores.split('<tbody class="published">')[0]
 
 
 def test_no_text_can_leave_the_data_of_the_page() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sarlang_sft.boxes import PLACEHOLDER, box_problem, corners
-from sarlang_sft.errors import InputError
+from sarlang_sft.errors import InputError, UnreadableImageError
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import read_image, to_picture
 from sarlang_sft.reporting.given import Run
@@ -161,8 +161,10 @@ def thumbnail(image_root: Path, image: str) -> Thumbnail | str:
     """An image as the page shows it, or why it cannot be read."""
     try:
         pixels = read_image(path_inside(image_root, image))
-    except InputError as error:
-        return printable(str(error))
+    except UnreadableImageError as error:
+        return printable(f"{image}: unreadable image: {error.reason.replace(str(error.path), image)}")
+    except InputError:
+        return printable(f"{image}: leaves the image root")
     picture = to_picture(pixels)
     size = picture.size
     if np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2]):

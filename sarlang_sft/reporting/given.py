@@ -11,6 +11,7 @@ from sarlang_sft.reporting.tables import right_answers
 from sarlang_sft.scoring.baselines import MAJORITY, RANDOM
 from sarlang_sft.scoring.prediction_files import Problems
 from sarlang_sft.scoring.predictions import (
+    BREAKDOWNS,
     CAPTION_TASK,
     Row,
     absent,
@@ -114,7 +115,7 @@ def about(run: Run) -> str:
     return f"{model}{f' + {adapter}' if adapter else ''}{seen}"
 
 
-VQA_SCORES = {"protocol", "n", "overall", "by_task", "by_type", "made_from"}
+VQA_SCORES = {"protocol", "n", "overall", "by_type", *BREAKDOWNS, "made_from"}
 CAPTION_SCORES = {"protocol", "n", "overall", "metrics", "scored", "by_style", "statistics", "facts", "made_from"}
 
 
@@ -134,7 +135,7 @@ def read_scores(option: str, paths: dict[str, Path], parts: set[str], data: Path
         if missing := sorted(parts - result.keys()):
             kind = "score_vqa" if parts is VQA_SCORES else "score_caption"
             raise InputError(f"{option} {name}={path}: has no {', '.join(missing)}; make it with eval/{kind}.py")
-        if result["made_from"]["questions"] != questions:
+        if not isinstance(result["made_from"], dict) or result["made_from"].get("questions") != questions:
             raise InputError(
                 f"{option} {name}={path}: scores other questions than {data}'s split {split}; score again"
             )

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sarlang_sft.reporting.given import BLIND, PLAIN, TEXT_ONLY, Run, about
+from sarlang_sft.sarlang import SARLANG_SOURCES
 from sarlang_sft.scoring.baselines import MAJORITY, RANDOM, majority_verdicts, random_chances, read_training_answers
 from sarlang_sft.scoring.comparison import compare_verdicts
 from sarlang_sft.scoring.exact import question_type
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row, break_down, group_by
 
-SARLANG_SOURCES = {"SpaceNet6", "DFC2023", "OpenEarthMap-SAR", "SARDet-100K"}
 NOT_RUN = {BLIND: "eval/generate.py --exchange_images", TEXT_ONLY: "eval/generate.py --without_images"}
 Score = dict[str, Any]  # `value`, and `low` and `high` of its 95% interval, None where it is exact
 

@@ -20,7 +20,7 @@ def summarise(report: Report, histories: Sequence[History], merged: dict[str, An
     names = [MAJORITY, *(run.name for run in report.runs)] if shares else []
     by_task = accuracy_by_task(report.runs[0].questions, {name: shares[name] for name in names}) if shares else None
     return {f"{name}_accuracy": by_task["all"][name] for name in names} | {
-        "merge_max_abs_diff": merged["max_abs_diff"] if merged else None,
+        "merge_max_abs_diff": merged.get("max_abs_diff") if merged else None,
         "train_seconds": histories[0].seconds if histories else None,
         "scores": {
             "accuracy_by_task": by_task,
