@@ -337,6 +337,19 @@ def test_the_page_needs_no_other_file_and_shows_what_is_wrong(
     assert columns == {7, 4}, "accuracy, and the published figures"
 
 
+@pytest.mark.parametrize("name", ["before", "blind"])
+def test_a_single_run_makes_a_page_even_if_it_is_a_baseline(
+    name: str, data: Path, runs: dict[str, Path], sample: Path, tmp_path: Path
+) -> None:
+    read = [read_run(name, runs[name], data, "test")]
+    report = make_report(data, "test", read, [], {}, {}, make_gallery(read, sample, 1))
+    assert not report.comparisons and [line.name for line in report.lines] == [name, "majority", "random"]
+    write_page(report, tmp_path / "report.html")
+    write_markdown(report, tmp_path / "report.md")
+    contact_sheet(read, sample, tmp_path / "samples.png")
+    assert "Compared, question by question" not in (tmp_path / "report.html").read_text()
+
+
 def test_published_figures_stand_beside_only_where_all_of_the_data_is_sarlang(pictures: Path, tmp_path: Path) -> None:
     rows = [replace(row("a", "a"), source="SpaceNet6"), replace(row("a", "a"), source="SARDet-100K")]
     assert is_sarlang(rows) and not is_sarlang([*rows, row("a", "a")])
