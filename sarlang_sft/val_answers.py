@@ -120,7 +120,7 @@ def judge(questions: Sequence[ValQuestion], said: Said) -> list[Answer]:
     for place, (predict, _) in sorted(said.items()):
         question = questions[place]
         asked, label = question.turns[-1]["question"], question.turns[-1]["answer"]
-        right = None if question.task == CAPTION_TASK else exact_verdict(label, predict)
+        right = None if question.task == CAPTION_TASK else exact_verdict(label, predict, asked)
         answers.append(Answer(question.id, list(question.paths), question.task, asked, label, predict, right))
     return answers
 
