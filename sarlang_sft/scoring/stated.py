@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from sarlang_sft.scoring.reading import LONGEST_COUNT, read_tokens
@@ -91,7 +92,7 @@ _KINDS: dict[tuple[Kind, Count | str | None], str] = {
     # What looks like one of these, or like a thing, and is not.
     (Kind.PLAIN, None): (
         "not only|no other|sign of|signs of|evidence of|trace of|traces of|car park|car parks|car parking|tank farm|"
-        "tank farms|aircraft hangar|aircraft hangars|aircraft stand|aircraft stands|aircraft parking|ship yard|"
+        "tank farms|aircraft hangar|aircraft hangars|aircraft parking|ship yard|"
         "ship yards|port side|port of"
     ),
 }
@@ -163,8 +164,8 @@ def _mentions(caption: str, forms: Mapping[Phrase, Form]) -> Iterator[Mention]:
     count: Count | None = None
     back = denied = listed = False
     gap, before = 0, Kind.END
-    pieces = list(_pieces(read_tokens(caption, _NUMBERS_ALONE), forms))
-    for (kind, value), (following, _) in zip(pieces, [*pieces[1:], (Kind.END, None)], strict=True):
+    pieces = [*_pieces(read_tokens(caption, _NUMBERS_ALONE), forms), (Kind.END, None)]
+    for (kind, value), (following, _) in pairwise(pieces):
         if kind == Kind.THING and following == Kind.THING:
             kind = Kind.PLAIN  # the harbor of `harbor bridges`
         if kind in (Kind.COUNT, Kind.BACK) and denied and before == Kind.AND:
