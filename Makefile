@@ -32,7 +32,9 @@ demo: setup
 	$(PY) eval/generate.py --model $(OUT)/base --adapter $(OUT)/lora --data $(OUT)/data --out $(OUT) --name predictions_blind --exchange_images --subsets vqa1 vqa2
 	$(PY) eval/score_vqa.py --predictions $(OUT)/predictions_after.jsonl --data $(OUT)/data --out $(OUT)/scores_vqa.json
 	$(PY) eval/score_caption.py --predictions $(OUT)/predictions_after.jsonl --data $(OUT)/data --out $(OUT)/scores_caption.json
-	$(PY) eval/report.py --run $(OUT) --data $(OUT)/data
+	$(PY) eval/report.py --data $(OUT)/data --out $(OUT) \
+		--runs before=$(OUT)/predictions_before.jsonl after=$(OUT)/predictions_after.jsonl blind=$(OUT)/predictions_blind.jsonl \
+		--histories lora=$(OUT)/lora --scores after=$(OUT)/scores_vqa.json --captions after=$(OUT)/scores_caption.json --merged $(OUT)/merged
 
 # One process per core, each on one core: most tests start processes of their own.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -43,7 +45,7 @@ test: setup lint
 test-all: setup lint
 	$(PYTEST)
 
-# The preview's page in Chromium: the system's, or the one that `.venv/bin/playwright install chromium` brings.
+# The pages of preview and report in Chromium: the system's, or the one that `.venv/bin/playwright install chromium` brings.
 test-browser: setup
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	$(PY) -m pytest tests/browser

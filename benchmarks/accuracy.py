@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import setting
 
 from sarlang_sft.backbones import find_backbone
-from sarlang_sft.reporting import verdicts
+from sarlang_sft.reporting.tables import right_answers
 from sarlang_sft.scoring.predictions import join_predictions
 from sarlang_sft.tuning import TUNINGS, TuningArguments
 
@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace, way: str, folder: Path) -> dict[str, An
     else:
         answer += ["--model", folder]
     call(*answer)
-    right = verdicts(join_predictions(folder / "predictions.jsonl", options.data, "test", captions=False).rows)
+    right = right_answers(join_predictions(folder / "predictions.jsonl", options.data, "test", captions=False).rows)
     seconds = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))["train_runtime"]
     return {
         "way": way,

@@ -6,6 +6,7 @@
 Each program runs as its user starts it, in a process of its own, so that the time holds its imports, reading the data
 folder and the predictions, and writing the result. Questions, answers and captions are made up with as many different
 words and as many questions per image as the release has; of the answers most are short, some are whole sentences.
+Every image has five boxes, for the facts of captions.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import setting
 
 from data_prep import measure
 from sarlang_sft.questions import NUMBER_WORDS
-from sarlang_sft.records import Dialogue, Record, Turn, to_table, write_data_folder
+from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.scenes import CLASSES
 
 EVAL = Path(__file__).parent.parent / "eval"
@@ -30,12 +31,14 @@ IMAGES = {"vqa": 14_497, "captions": 4_005}
 TEXTS = {"vqa": 125_255, "concise": 7_492, "complex": 6_190}
 PLACES = ("top", "bottom", "left", "right", "center", "top left", "near center")
 AREAS = ("Urban", "Forest/park", "Farming", "Commercial and residential", "Dense trees", "Industrial")
+PLAIN = ("--metrics", "bleu", "rouge_l", "cider")
 # The command line of each program, by the name of its figure.
 PROGRAMS = {
     "vqa exact": ("score_vqa.py", "--protocol", "exact"),
     "vqa published": ("score_vqa.py", "--protocol", "published"),
-    "captions standard": ("score_caption.py", "--protocol", "standard"),
-    "captions official": ("score_caption.py", "--protocol", "official"),
+    "captions standard": ("score_caption.py", "--protocol", "standard", *PLAIN),
+    "captions official": ("score_caption.py", "--protocol", "official", *PLAIN),
+    "captions + METEOR": ("score_caption.py", "--protocol", "standard", *PLAIN, "meteor"),
 }
 
 
@@ -82,10 +85,10 @@ def dialogues(rng: np.random.Generator, scale: float) -> Iterator[tuple[int, Dia
             )
 
 
-def answer(rng: np.random.Generator, task: str, turn: Turn) -> str:
+def answer(rng: np.random.Generator, task: str, turn: Turn, style: str | None) -> str:
     """Right about two times in three, and now and then a whole sentence."""
     if task == "description":
-        return caption(rng, "concise")
+        return caption(rng, style)
     said = turn.answer if rng.random() < 0.65 else question(rng)[1].answer
     return f"The answer is {said.lower()}" if rng.random() < 0.1 else said
 
@@ -97,7 +100,11 @@ def write_inputs(folder: Path, scale: float) -> None:
     for image, dialogue in dialogues(rng, scale):
         if image not in records:
             resolution = 0.5 if image % 2 else None
-            records[image] = Record([f"{image:07d}.png"], 512, 512, "SARDet-100K", "test", resolution_m=resolution)
+            # Boxes for the facts of captions, which the release itself has not: its caption images have none.
+            boxes = [Box(str(rng.choice(CLASSES)), [0.0, 0.0, 9.0, 9.0]) for _ in range(5)]
+            records[image] = Record(
+                [f"{image:07d}.png"], 512, 512, "SARDet-100K", "test", resolution_m=resolution, boxes=boxes
+            )
         records[image].dialogues.append(dialogue)
     write_data_folder(folder / "data", to_table(records.values()), [], folder, {})
     with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
@@ -105,8 +112,8 @@ def write_inputs(folder: Path, scale: float) -> None:
             for one in record.dialogues:
                 turn = one.turns[0]
                 line = {"id": f"{one.id}#0", "image": record.images[0], "subset": one.subset, "task": one.task,
-                        "question": turn.question, "label": turn.answer, "predict": answer(rng, one.task, turn),
-                        "logprob": -0.5}  # fmt: skip
+                        "question": turn.question, "label": turn.answer,
+                        "predict": answer(rng, one.task, turn, one.style), "logprob": -0.5}  # fmt: skip
                 file.write(json.dumps(line) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Score the captions of a split with BLEU, ROUGE-L and CIDEr.
+"""Score the captions of a split with BLEU, METEOR, ROUGE-L and CIDEr, and their facts where images have boxes.
 
 The field's standard, PTB tokens and all references of an image and style:
 
@@ -9,6 +9,9 @@ The rule of the dataset's authors, to compare with published numbers:
 
     python eval/score_caption.py --predictions runs/qwen/predictions.jsonl --data data/sarlang --split test \
         --protocol official --out runs/qwen/caption_official.json
+
+SPICE needs the jars of Stanford CoreNLP 3.6.0 (--spice_jar), BERTScore the folder of an encoder (--bert_model):
+nothing is downloaded. What the figures mean: docs/scoring_captions.md.
 """
 
 from dataclasses import dataclass, field
@@ -16,8 +19,10 @@ from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
-from sarlang_sft.scoring.captions import score_captions
+from sarlang_sft.scoring.caption_summary import caption_summary
+from sarlang_sft.scoring.captions import METRICS, choose_metrics, rules_of, score_captions
 from sarlang_sft.scoring.predictions import count_problems, join_predictions, made_from, summary, write_result
+from sarlang_sft.scoring.signature import signature
 
 
 @dataclass
@@ -31,18 +36,34 @@ class ScoreArguments:
     protocol: str = field(
         default="standard", metadata={"help": "standard (PTB tokens, all references) or official (the authors' rule)"}
     )
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Of {', '.join(METRICS)}; default: all whose files are there. CIDEr is always counted"},
+    )
+    spice_jar: str | None = field(
+        default=None, metadata={"help": "Folder of stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar"}
+    )
+    bert_model: str | None = field(default=None, metadata={"help": "Folder of BERTScore's model, such as RoBERTa's"})
+    bert_layer: int | None = field(
+        default=None, metadata={"help": "Its layer to compare, from 1; default: three quarters of them, as 9 of 12"}
+    )
 
 
 def main() -> None:
     (arguments,) = parse_arguments([ScoreArguments], __doc__)
     predictions, data = Path(arguments.predictions), Path(arguments.data)
+    spice_jar = Path(arguments.spice_jar) if arguments.spice_jar else None
+    bert_model = Path(arguments.bert_model) if arguments.bert_model else None
+    chosen = choose_metrics(arguments.metrics, spice_jar, bert_model, arguments.bert_layer)
     rows, problems = join_predictions(predictions, data, arguments.split, captions=True)
-    result = {**score_captions(rows, arguments.protocol), "problems": count_problems(problems)}
+    result = {
+        "signature": signature(rules_of(arguments.protocol, chosen), rows, arguments.split),
+        **score_captions(rows, arguments.protocol, chosen),
+        "problems": count_problems(problems),
+    }
     write_result(Path(arguments.out), {**result, "made_from": made_from(predictions, data, arguments.split)})
     print(summary(result))
-    print("  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items()))
-    if result.get("differing"):
-        print(f"{result['differing']} images and styles had unequal predictions; the first one was scored")
+    print(caption_summary(result))
     print(f"Scores (value is CIDEr): {arguments.out}")
 
 

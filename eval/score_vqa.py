@@ -28,7 +28,7 @@ from pathlib import Path
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.interruption import leave_at_once
-from sarlang_sft.reporting import confusion_picture
+from sarlang_sft.reporting.pictures import confusion_picture
 from sarlang_sft.scoring.comparison import check_comparable, compare_verdicts, comparison_summary
 from sarlang_sft.scoring.judge import JudgeArguments, open_judge
 from sarlang_sft.scoring.predictions import (

@@ -15,10 +15,9 @@ from sarlang_sft.records import SPLITS
 from sarlang_sft.release_facts import CAPTIONS, VQA, Data, Release, Score, baseline_name
 from sarlang_sft.release_origin import ADAPTER, License
 from sarlang_sft.run_facts import FREE_GROUPS, MEANS, NOTHING
-from sarlang_sft.sarlang import SARDET, SIMULATED
+from sarlang_sft.sarlang import SARDET, SARLANG_SOURCES, SIMULATED
 from sarlang_sft.tuning import PLAIN, TuningArguments
 
-SARLANG_SOURCES = {"SpaceNet6", "DFC2023", "OpenEarthMap-SAR", SARDET}
 SARLANG_ON_HUB = "YiminJimmy/SARLANG-1M"
 NOT_STATED = "not stated: check before use"
 DATA_LICENSES = {SARDET: "CC BY-NC 4.0", SIMULATED: "simulated by this project: no data of others"}

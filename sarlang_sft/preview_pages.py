@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from sarlang_sft.html_pages import HERE, render, visible
 from sarlang_sft.pieces import IMAGE, SPECIAL, Piece, token_count, trained_count
 from sarlang_sft.preview import Branch, Entry, Outline, Sheet
 from sarlang_sft.whole_output import whole_file
@@ -28,26 +28,10 @@ def write_page(sheet: Sheet, path: Path) -> None:
     Raises:
         InputError: There is a folder of this name, or the file cannot be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     filters = (visible, token_count, trained_count, data_uri, name_place, percent)
-    environment.filters |= {function.__name__: function for function in filters}
-    page = environment.get_template("preview.html.j2").render(sheet=sheet, counts=sheet.counts())
+    page = render(HERE / "preview.html.j2", filters, {"sheet": sheet, "counts": sheet.counts()})
     with whole_file(path) as file:
         file.write(page.encode())
-
-
-def visible(text: str) -> str:
-    """A text in which line breaks and everything that does not print can be seen: no terminal obeys it."""
-    return "".join(
-        "↵\n" if sign == "\n" else sign if sign.isprintable() else sign.encode("unicode_escape").decode()
-        for sign in text
-    )
 
 
 def data_uri(picture: Image.Image) -> str:

@@ -55,6 +55,7 @@ OTHERS_RULES = _rules(
 
 SIMULATED = "simulator"
 SARDET = "SARDet-100K"
+SARLANG_SOURCES = {"SpaceNet6", "DFC2023", "OpenEarthMap-SAR", SARDET}
 SOURCE_RULES = _rules(
     (r"^SIM_", SIMULATED),
     (r"^SN6_", "SpaceNet6"),

@@ -14,8 +14,8 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.inference import Asked, TunedModel
-from sarlang_sft.scoring.captions import Caption, caption_metrics
 from sarlang_sft.scoring.exact import exact_verdict
+from sarlang_sft.scoring.ngrams import Caption, caption_metrics
 from sarlang_sft.scoring.predictions import CAPTION_TASK
 from sarlang_sft.shared_trunk import answer_together
 from sarlang_sft.val_questions import ValQuestion, first_places, make_batches, prompts_by_image
@@ -120,7 +120,7 @@ def judge(questions: Sequence[ValQuestion], said: Said) -> list[Answer]:
     for place, (predict, _) in sorted(said.items()):
         question = questions[place]
         asked, label = question.turns[-1]["question"], question.turns[-1]["answer"]
-        right = None if question.task == CAPTION_TASK else exact_verdict(label, predict)
+        right = None if question.task == CAPTION_TASK else exact_verdict(label, predict, asked)
         answers.append(Answer(question.id, list(question.paths), question.task, asked, label, predict, right))
     return answers
 
@@ -140,7 +140,7 @@ def score(questions: Sequence[ValQuestion], answers: Sequence[Answer]) -> dict[s
     if CAPTION_TASK in tasks:
         told = [one for one in answers if one.task == CAPTION_TASK]
         captions = [Caption(tuple(map(str, one.images)), one.predict, [one.label]) for one in told]
-        metrics["cider"] = caption_metrics(captions)[0]["cider"] if captions else float("nan")
+        metrics["cider"] = caption_metrics(captions)["cider"] if captions else float("nan")
     return metrics
 
 

@@ -26,6 +26,7 @@ SAME = [
     ("No.", "There are no vessels in the image.", IS_THERE),
     ("No.", "There isn't any ship.", IS_THERE),
     ("No.", "There are none.", IS_THERE),
+    ("No.", "There is not a ship in it", IS_THERE),
     ("Yes.", "There is a ship in the image.", IS_THERE),
     ("Yes.", "There are 3 large ships", IS_THERE),
     ("no", "The answer is no.", ""),
@@ -106,6 +107,8 @@ OTHER = [
     ("No.", "There is no bridge.", IS_THERE),
     ("No.", "No bridge can be seen", IS_THERE),
     ("No.", "There is no large ship.", IS_THERE),
+    ("No.", "There are not many ships.", IS_THERE),
+    ("No.", "There aren't 3 ships.", IS_THERE),
     ("Yes.", "There is a harbor.", IS_THERE),
     ("Yes.", "There is no ship.", IS_THERE),
     ("Yes.", "There is a ship.", "What is it?"),
@@ -135,7 +138,7 @@ OTHER = [
 ]
 
 # Of the verdicts on all pairs of the texts above, by version: a verdict that changes needs a new version and line.
-VERDICTS = {1: "cc82bdba603367b2b6cecb9f3a6a0c6b3a985d23a994fdf9c65baef916d58c2b"}
+VERDICTS = {1: "5411d6c0b2c3ea72ff0163347c214b679cd938ce453de308d31847f6cb83ce08"}
 
 
 @pytest.mark.parametrize(("label", "predict", "question"), SAME)

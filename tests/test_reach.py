@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT, run_script
 
 from sarlang_sft.backbones import BACKBONES
-from sarlang_sft.reporting import accuracy_by_task, majority_verdicts, verdicts
+from sarlang_sft.reporting.tables import accuracy_by_task, right_answers
+from sarlang_sft.scoring.baselines import majority_verdicts, read_training_answers
 from sarlang_sft.scoring.predictions import join_predictions
 
 pytestmark = pytest.mark.slow
@@ -73,8 +74,8 @@ def test_default_lora_of_every_family_learns_to_see(family: str, scenes: Path) -
     rows = {
         name: join_predictions(out / f"{name}.jsonl", scenes / "data", "test", captions=False).rows for name in names
     }
-    columns = {"majority": majority_verdicts(scenes / "data", rows["after"])}
-    columns |= {name: verdicts(rows[name]) for name in names}
+    columns = {"majority": majority_verdicts(read_training_answers(scenes / "data"), rows["after"])}
+    columns |= {name: right_answers(rows[name]) for name in names}
     accuracy = accuracy_by_task(rows["after"], columns)["all"]
     (out / "accuracy.json").write_text(json.dumps(accuracy, indent=2) + "\n")
     assert accuracy["after"] > 0.05 + max(accuracy["majority"], accuracy["blind"], accuracy["before"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +67,7 @@ BREAKDOWNS: dict[str, Callable[[Row], str]] = {
 
 
 def join_predictions(predictions: Path, data: Path, split: str, captions: bool) -> Joined:
-    """Every question of a split with its prediction.
+    """Every question of a split with its prediction, of one kind.
 
     The file may hold captions and answers together; all of it is checked, one kind is returned. Lines that cannot be
     used are counted under `problems`: of several answers to one question the first counts.
@@ -79,6 +78,21 @@ def join_predictions(predictions: Path, data: Path, split: str, captions: bool) 
 
     Raises:
         InputError: There is no such file, the split has no question of this kind, or none of them has a prediction.
+    """
+    rows, problems = join_everything(predictions, data, split)
+    rows = [row for row in rows if (row.task == CAPTION_TASK) == captions]
+    kind = "captions" if captions else "VQA questions"
+    if not rows:
+        raise InputError(f"--data {data}: split {split} has no {kind} to score")
+    check_answered(rows, kind, problems, predictions, data, split)
+    return Joined(rows, {**problems, **absent(rows)})
+
+
+def join_everything(predictions: Path, data: Path, split: str) -> Joined:
+    """Every question and caption of a split with its prediction; `problems` are those of lines alone.
+
+    Raises:
+        InputError: There is no such file, data folder or split.
     """
     given, problems = read_predictions(predictions)
     rows = []
@@ -93,22 +107,31 @@ def join_predictions(predictions: Path, data: Path, split: str, captions: bool) 
     for name, answer in given.items():
         reason = f"{ELSEWHERE} but in {elsewhere[name]}" if name in elsewhere else ELSEWHERE
         problems[reason].append(f"line {answer.line}")
-    rows = [row for row in rows if (row.task == CAPTION_TASK) == captions]
-    kind = "captions" if captions else "VQA questions"
-    if not rows:
-        raise InputError(f"--data {data}: split {split} has no {kind} to score")
-    problems["has no prediction"] += [row.id for row in rows if row.predict is None]
-    problems["is answered with nothing"] += [
-        row.id for row in rows if row.predict is not None and not row.predict.strip()
-    ]
-    if all(row.predict is None for row in rows):
-        hint = "give the data folder and split that the predictions were made on"
-        for name, count in Counter(elsewhere.values()).most_common(1):
-            hint = f"{count} of its answers are of the split {name}: --split {name}"
-        raise InputError(
-            f"{predictions}: no prediction for any of the {len(rows)} {kind} in split {split} of {data}; {hint}"
-        )
-    return Joined(rows, {reason: places for reason, places in problems.items() if places})
+    return Joined(rows, dict(problems))
+
+
+def check_answered(
+    rows: Sequence[Row], kind: str, problems: Problems, predictions: Path, data: Path, split: str
+) -> None:
+    """Raise [`InputError`] if none of the rows has a prediction; it names the split that the file is of, if one is."""
+    if any(row.predict is not None for row in rows):
+        return
+    hint = "give the data folder and split that the predictions were made on"
+    for other in SPLITS:
+        if places := problems.get(f"{ELSEWHERE} but in {other}"):
+            hint = f"{len(places)} of its answers are of the split {other}: --split {other}"
+    raise InputError(
+        f"{predictions}: no prediction for any of the {len(rows)} {kind} in split {split} of {data}; {hint}"
+    )
+
+
+def absent(rows: Sequence[Row]) -> Problems:
+    """The questions without a prediction, and those with an empty one."""
+    found = {
+        "has no prediction": [row.id for row in rows if row.predict is None],
+        "is answered with nothing": [row.id for row in rows if row.predict is not None and not row.predict.strip()],
+    }
+    return {reason: places for reason, places in found.items() if places}
 
 
 def choose_tasks(rows: list[Row], tasks: Sequence[str]) -> list[Row]:

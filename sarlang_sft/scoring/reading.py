@@ -25,7 +25,7 @@ _TOKEN = re.compile(
 )
 _BREAKS = {",", ";", "&", "\n", "and"}
 YES, NO = "yes", "no"
-_BE, _BE_NOT = {"is", "are"}, {"isnt", "arent"}
+_BE, _BE_NOT, _OF_ONE = {"is", "are"}, {"isnt", "arent"}, {"a", "an", "any"}
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -204,10 +204,14 @@ def existence(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str |
     sought = _sought(question, vocabulary)
     if not sought or len(tokens) < 2 or tokens[0] != "there" or tokens[1] not in _BE | _BE_NOT:
         return None
-    if tokens[1] in _BE and tokens[2:3] in (("no",), ("not",), ("none",), ("0",)):
-        denied, said = True, _noun_phrase(tokens[3:], vocabulary)
-    else:
-        denied, said = tokens[1] in _BE_NOT, _noun_phrase(tokens[2:], vocabulary)
+    rest = tokens[2:]
+    negated = tokens[1] in _BE_NOT or rest[:1] == ("not",)
+    if negated:
+        rest = rest[rest[:1] == ("not",) :]
+        if rest and rest[0][-1].isalnum() and rest[0] not in _OF_ONE:
+            return None  # `There are not many` leaves some
+    denied = negated or rest[:1] in (("no",), ("none",), ("0",))
+    said = _noun_phrase(rest[denied and not negated :], vocabulary)
     if said and said[-1] != sought[-1]:
         return None
     if denied:

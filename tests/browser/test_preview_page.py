@@ -1,12 +1,12 @@
 """The preview's page in a real browser; apart from the other tests, since it needs one (requirements-browser.txt)."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from contrast import CONTRAST, READABLE
+from playwright.sync_api import Browser, Page
 
 from sarlang_sft.arguments import DataArguments
 from sarlang_sft.preview import make_sheet
@@ -14,27 +14,6 @@ from sarlang_sft.preview_pages import write_page
 from sarlang_sft.records import Box, Dialogue, Turn, read_manifest, read_records, to_table, write_data_folder
 
 HOSTILE = '</mark></p><script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)'
-READABLE = 4.5  # contrast of text on its ground, WCAG 2.1, 1.4.3
-CONTRAST = """element => {
-  const luminance = colour => {
-    const [red, green, blue] = colour.match(/[\\d.]+/g).slice(0, 3).map(Number).map(value => value / 255)
-      .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-  };
-  let ground = element;
-  while (getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
-  const [one, two] = [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor].map(luminance);
-  return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
-}"""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium of the system, or else the one that `playwright install chromium` brings."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

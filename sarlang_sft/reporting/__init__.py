@@ -1,0 +1,1 @@
+"""What people look at: tables on the screen, pictures, and the page that shows runs side by side."""

@@ -1,0 +1,30 @@
+"""summary.json: the figures of a report for programs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sarlang_sft.reporting.curves import History
+from sarlang_sft.reporting.page import Report
+from sarlang_sft.reporting.tables import accuracy_by_task
+from sarlang_sft.scoring.baselines import MAJORITY
+
+
+def summarise(report: Report, histories: Sequence[History], merged: dict[str, Any] | None) -> dict[str, Any]:
+    """Accuracy (0..1) of the majority and of every run, and of the files given the first of each kind.
+
+    Returns:
+        `majority_accuracy` and `<run>_accuracy`, `merge_max_abs_diff`, `train_seconds`, and `scores` with
+        `accuracy_by_task`, `vqa` and `caption`; None for what was not given.
+    """
+    shares = {line.name: line.shares for line in report.lines}
+    names = [MAJORITY, *(run.name for run in report.runs)] if shares else []
+    by_task = accuracy_by_task(report.runs[0].questions, {name: shares[name] for name in names}) if shares else None
+    return {f"{name}_accuracy": by_task["all"][name] for name in names} | {
+        "merge_max_abs_diff": merged.get("max_abs_diff") if merged else None,
+        "train_seconds": histories[0].seconds if histories else None,
+        "scores": {
+            "accuracy_by_task": by_task,
+            "vqa": next(iter(report.scores.values()), None),
+            "caption": next(iter(report.captions.values()), None),
+        },
+    }
