@@ -140,9 +140,9 @@ def test_the_real_lmms_eval_gives_the_scores_of_our_scorers(
     environment = {**os.environ, "SARLANG_DATA": str(data), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     environment |= {"HF_HOME": str(tmp_path / "cache")}
     finished = subprocess.run([python, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    [file] = (tmp_path / "out").rglob("*results.json")
-    results = json.loads(file.read_text())["results"]
+    written = list((tmp_path / "out").rglob("*results.json"))
+    assert len(written) == 1, finished.stderr[-3000:]  # it leaves with 0 after an error, too
+    results = json.loads(written[0].read_text())["results"]
     rows = [
         {"id": question.id, "label": question.label, "predict": "Yes"}
         for question in read_questions(data, "test", [], [], None)
