@@ -67,7 +67,7 @@ def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
     half = tmp_path / "half/predictions.jsonl"
     half.parent.mkdir()
     half.write_text("".join(json.dumps(row) + "\n" for row in rows[:11]) + '{"id": "torn')
-    assert "nothing says with which model" in refusal()
+    assert "holds answers, and nothing says with which" in refusal()
     shutil.copyfile(tmp_path / "predictions.settings.json", tmp_path / "half/predictions.settings.json")
     run_here(monkeypatch, GENERATE, *words, tmp_path / "half")
     assert "19 answers written, 30 in all" in capsys.readouterr().out
