@@ -2,8 +2,9 @@
 
     python data_prep/export.py --data data/sarlang --format llamafactory --out exports/sarlang
 
-Formats: llamafactory, swift, llava, trl, trl_completion, sarchat, webdataset; docs/formats.md says what each holds.
-Rows refer to the images where they are; WebDataset shards hold them. import_records.py reads it all back.
+Formats: llamafactory, swift, llava, trl, trl_completion, sarchat, webdataset, vlmevalkit; docs/formats.md says what
+each holds. Rows refer to the images where they are; WebDataset shards hold them. import_records.py reads all but
+vlmevalkit back.
 """
 
 from dataclasses import dataclass, field

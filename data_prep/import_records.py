@@ -13,14 +13,14 @@ from pathlib import Path
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.formats.importing import import_folder, print_left_out
-from sarlang_sft.formats.table import FORMATS
+from sarlang_sft.formats.table import IMPORTABLE
 from sarlang_sft.records import SPLITS, print_manifest
 
 
 @dataclass
 class ImportArguments:
     source: str = field(metadata={"help": "File, or folder with files at any depth."})
-    format: str = field(metadata={"help": "Format to read.", "choices": list(FORMATS)})
+    format: str = field(metadata={"help": "Format to read.", "choices": list(IMPORTABLE)})
     out: str = field(metadata={"help": "Data folder to write."})
     image_root: str | None = field(
         default=None, metadata={"help": "Folder of the images; default: the folder of --source, or OUT_images."}

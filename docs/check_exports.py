@@ -2,17 +2,22 @@
 
     python docs/check_exports.py swift exports/sarlang_swift [--processor MODEL]
     python docs/check_exports.py llamafactory exports/sarlang_llamafactory [--processor MODEL]
+    python docs/check_exports.py vlmevalkit exports/sarlang_vlmevalkit
 
-Run it with the Python of an environment that has ms-swift or LLaMA-Factory (nothing of this repository is imported).
+Run it with the Python of an environment that has that project (nothing of this repository is imported).
 Rows, roles, texts, image paths and boxes must be equal. With --processor, a folder with the processor and config.json
 of Qwen2.5-VL, every row is also tokenised as for training: it must hold image tokens if and only if it has images,
 every answer must be found in its labels, and no tag of the format may be left. (ms-swift loads it with
-trust_remote_code: name a folder that you trust.)
+trust_remote_code: name a folder that you trust.) VLMEvalKit also asks every question, of a stand-in that answers with
+the question, and its result must hold every answer beside its id.
 """
 
 import argparse
+import csv
 import importlib.metadata
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +102,49 @@ def read_llamafactory(folder: Path, processor: str | None) -> Iterator[tuple[str
         yield name, len(rows)
 
 
-READERS = {"swift": ("ms-swift", read_swift), "llamafactory": ("llamafactory", read_llamafactory)}
+class Echo:
+    """Answers every question with itself; what VLMEvalKit needs of a model."""
+
+    is_api = False
+
+    def set_dump_image(self, dump_image: Any) -> None:
+        """Not needed: images are named by their paths."""
+
+    def generate(self, message: list[dict[str, str]], dataset: str) -> str:
+        """The question, after looking for its images."""
+        *images, question = message
+        if not images or not all(part["type"] == "image" and Path(part["value"]).is_file() for part in images):
+            raise SystemExit(f"{dataset}: no images in {message}")
+        return question["value"]
+
+
+def read_vlmevalkit(folder: Path, processor: str | None) -> Iterator[tuple[str, int]]:
+    """Every table through `build_dataset`, and `infer_data_job` on it."""
+    os.environ |= {"LMUData": str(folder.resolve()), "PRED_FORMAT": "tsv"}
+    from vlmeval.dataset import build_dataset
+    from vlmeval.inference import infer_data_job
+
+    for path in sorted(folder.glob("*.tsv")):
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        data = build_dataset(path.stem)
+        with tempfile.TemporaryDirectory() as work:
+            infer_data_job(Echo(), work, "echo", data)
+            with open(Path(work) / f"echo_{path.stem}.tsv", encoding="utf-8", newline="") as file:
+                answered = list(csv.DictReader(file, delimiter="\t"))
+        if len(answered) != len(rows):
+            raise SystemExit(f"{path}: {len(rows)} rows written, {len(answered)} answered")
+        for row, answer in zip(rows, answered, strict=True):
+            if {**row, "prediction": row["question"]} != answer:
+                raise SystemExit(f"{path}: written {row}, answered {answer}")
+        yield path.name, len(rows)
+
+
+READERS = {
+    "swift": ("ms-swift", read_swift),
+    "llamafactory": ("llamafactory", read_llamafactory),
+    "vlmevalkit": ("ms-vlmeval", read_vlmevalkit),
+}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ class ReleaseArguments:
     scores: list[str] = field(default_factory=list, metadata={"help": "Files of eval/score_*.py on the split test."})
     baselines: list[str] = field(
         default_factory=list,
-        metadata={"help": "Score files to stand beside: the base model's, or blind (--exchange_images)."},
+        metadata={"help": "Score files to stand beside: the base model's, blind or text-only ones."},
     )
     run: str | None = field(
         default=None, metadata={"help": "Output folder of the training; default: the model's own, or its adapter's."}

@@ -1,3 +1,5 @@
+import ast
+import csv
 import json
 import shutil
 import tempfile
@@ -18,7 +20,7 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.formats.exporting import export
 from sarlang_sft.formats.importing import import_folder
 from sarlang_sft.formats.rows import OWN
-from sarlang_sft.formats.table import FORMATS
+from sarlang_sft.formats.table import FORMATS, IMPORTABLE
 from sarlang_sft.records import (
     SPLITS,
     TASKS,
@@ -83,7 +85,7 @@ def record_lists(draw: st.DrawFn) -> list[Record]:
     return records
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", list(IMPORTABLE))
 def test_what_goes_out_comes_back(name: str, pictures: Path) -> None:
     @FEW
     @given(record_lists(), st.sampled_from([None, "absolute", "relative"]))
@@ -93,7 +95,7 @@ def test_what_goes_out_comes_back(name: str, pictures: Path) -> None:
             summary = there(name, records, pictures, folder, image_paths)
             dialogues = sum(len(record.dialogues) for record in records)
             assert sum(summary["written"].values()) == dialogues and not summary["left_out"]
-            root = None if FORMATS[name].brings_images else pictures
+            root = None if IMPORTABLE[name].brings_images else pictures
             found, manifest, left_out = back(name, folder / "out", root, folder)
             assert found == sorted(records, key=repr) and not left_out
             assert manifest["read"] == manifest["accepted"] == dialogues
@@ -157,6 +159,34 @@ def test_what_cannot_be_written_is_left_out_and_said(pictures: Path, tmp_path: P
     with pytest.raises(InputError, match=r"no export\.json"):
         export(tmp_path / "data", "llava", tmp_path / "mine", pictures, ["train"], None, 9)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine", "none", "out"]
+
+
+def test_vlmevalkit_gets_one_question_a_row_and_what_it_cannot_hold_is_said(pictures: Path, tmp_path: Path) -> None:
+    def table(path: Path) -> list[dict[str, str]]:
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file, delimiter="\t"))
+
+    said = [Turn('Where is\tthe "ship"?', "<box:0>"), Turn("Line\nbreak\r\u2028?", "None")]
+    plain = [Dialogue(f"y:{number}", "vqa1", "counting", [turn]) for number, turn in enumerate(said)]
+    record = two_turns()
+    record.dialogues.extend(plain)
+    pair = Record(["a/1.png", "b/1.png"], *SIZE, "made", "test", dialogues=[plain[1]])
+    text = Record([], 0, 0, "made", "test", dialogues=[Dialogue("z:0", "b", "others", [Turn("?", "!")])])
+    summary = there("vlmevalkit", [record, pair, text], pictures, tmp_path)
+    assert summary["written"] == {"train": 3, "test": 1}
+    assert summary["left_out"] == {"several turns (a row holds one question)": 1, "no image": 1}
+    image = str(pictures.resolve() / "a/1.png")
+    common = {"category": "counting", "split": "train", "subset": "vqa1", "image_path": image}
+    assert table(tmp_path / "out/out_train.tsv")[1:] == [
+        {"index": "1", "question": said[0].question, "answer": "[10, 20, 40, 31]", "id": "y:0#0", **common},
+        {"index": "2", "question": said[1].question, "answer": "None", "id": "y:1#0", **common},
+    ]
+    [both] = table(tmp_path / "out/out_test.tsv")
+    assert ast.literal_eval(both["image_path"]) == [image, str(pictures.resolve() / "b/1.png")]
+    assert there("vlmevalkit", [pair], pictures, tmp_path)["written"] == {"test": 1}, "an earlier export is replaced"
+    assert "invalid choice: 'vlmevalkit'" in run_script(
+        "data_prep/import_records.py", "--source", tmp_path, "--format", "vlmevalkit", "--out", tmp_path / "in", code=2
+    )
 
 
 def test_an_edited_text_counts_and_an_untouched_one_stays(pictures: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sarlang_sft.errors import InputError
 from sarlang_sft.formats.importing import import_rows
 from sarlang_sft.formats.rows import OWN
-from sarlang_sft.formats.table import FORMATS
+from sarlang_sft.formats.table import IMPORTABLE
 from sarlang_sft.records import (
     Box,
     Rejection,
@@ -20,7 +20,7 @@ from sarlang_sft.records import (
     write_data_folder,
 )
 
-BY_FILES = [name for name, form in FORMATS.items() if not form.brings_images]
+BY_FILES = [name for name, form in IMPORTABLE.items() if not form.brings_images]
 
 
 def test_rows_by_others_come_in_with_guessed_tasks_one_record_per_image(pictures: Path, tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 import json
-import runpy
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import HUNG, ROOT, run_script
+from conftest import HUNG, ROOT, run_here, run_script
 
 from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError
@@ -37,12 +36,6 @@ def said(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(row["id"], row["predict"]) for row in rows]
 
 
-def run_here(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    """The script in this process."""
-    monkeypatch.setattr("sys.argv", [GENERATE, *map(str, words)])
-    runpy.run_path(str(ROOT / GENERATE), run_name="__main__")
-
-
 def start(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, *map(str, words)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -67,16 +60,16 @@ def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
 
     def refusal(*more: object) -> str:
         with pytest.raises(SystemExit) as refused:
-            run_here(monkeypatch, *words, tmp_path / "half", *more)
+            run_here(monkeypatch, GENERATE, *words, tmp_path / "half", *more)
         assert refused.value.code == 2
         return capsys.readouterr().err
 
     half = tmp_path / "half/predictions.jsonl"
     half.parent.mkdir()
     half.write_text("".join(json.dumps(row) + "\n" for row in rows[:11]) + '{"id": "torn')
-    assert "nothing says with which model" in refusal()
+    assert "holds answers, and nothing says with which" in refusal()
     shutil.copyfile(tmp_path / "predictions.settings.json", tmp_path / "half/predictions.settings.json")
-    run_here(monkeypatch, *words, tmp_path / "half")
+    run_here(monkeypatch, GENERATE, *words, tmp_path / "half")
     assert "19 answers written, 30 in all" in capsys.readouterr().out
     assert said(rows_of(half)) == said(rows)
     assert "was begun with exchange_images False, not True" in refusal("--exchange_images", "true")
@@ -94,7 +87,7 @@ def test_a_killed_rank_ends_the_launch_and_other_numbers_of_ranks_go_on(
 ) -> None:
     words = ["--model", tiny, "--data", data, "--split", "train", "--limit", 240, "--batch_size", 2]
     words += ["--max_new_tokens", 24, "--out"]
-    run_here(monkeypatch, *words, tmp_path / "one")
+    run_here(monkeypatch, GENERATE, *words, tmp_path / "one")
     whole = rows_of(tmp_path / "one/predictions.jsonl")
     assert [row["id"] for row in whole] == [question.id for question in read_questions(data, "train", [], [], 240)]
 
@@ -111,7 +104,7 @@ def test_a_killed_rank_ends_the_launch_and_other_numbers_of_ranks_go_on(
     with open(parts[-1], "ab") as file:
         file.write(b'{"id": "torn')
     capsys.readouterr()
-    run_here(monkeypatch, *words, out)
+    run_here(monkeypatch, GENERATE, *words, out)
     assert f"{240 - kept} answers written, 240 in all" in capsys.readouterr().out
     assert said(rows_of(out / "predictions.jsonl")) == said(whole)
     assert not list(out.glob("predictions.part*.jsonl"))
@@ -147,8 +140,8 @@ def test_the_text_alone_is_asked_without_any_image(
     tiny: Path, data: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["--model", tiny, "--data", data, "--limit", 40, "--max_new_tokens", 8, "--out"]
-    run_here(monkeypatch, *words, tmp_path / "seeing")
-    run_here(monkeypatch, *words, tmp_path / "text", "--without_images")
+    run_here(monkeypatch, GENERATE, *words, tmp_path / "seeing")
+    run_here(monkeypatch, GENERATE, *words, tmp_path / "text", "--without_images")
     seeing, text = (rows_of(tmp_path / name / "predictions.jsonl") for name in ("seeing", "text"))
     assert [row["id"] for row in text] == [row["id"] for row in seeing] and said(text) != said(seeing)
     assert [row["question"] for row in text] == [row["question"] for row in seeing]
@@ -160,10 +153,10 @@ def test_the_text_alone_is_asked_without_any_image(
     settings = json.loads((tmp_path / "text/predictions.settings.json").read_text())
     assert settings["without_images"] is True and settings["exchange_images"] is False
     with pytest.raises(SystemExit) as refused:
-        run_here(monkeypatch, *words, tmp_path / "text")
+        run_here(monkeypatch, GENERATE, *words, tmp_path / "text")
     assert refused.value.code == 2
     with pytest.raises(SystemExit) as refused:
-        run_here(monkeypatch, *words, tmp_path / "both", "--without_images", "--exchange_images")
+        run_here(monkeypatch, GENERATE, *words, tmp_path / "both", "--without_images", "--exchange_images")
     assert refused.value.code == 2 and not (tmp_path / "both").exists()
     one_by_one = leave_out_images(read_questions(data, "test", [], [], 40))
     predict_to_file(load_tuned(str(tiny), None), one_by_one, sample, tmp_path / "o.jsonl", Asking(1, 8, False), Crew())

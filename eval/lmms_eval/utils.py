@@ -79,7 +79,7 @@ def answered_question(doc: Doc, results: list[str]) -> dict[str, Doc]:
 
 def answered_caption(doc: Doc, results: list[str]) -> dict[str, Doc]:
     """One caption, for every caption metric."""
-    return dict.fromkeys(("bleu_4", "rouge_l", "cider"), {**doc, "predict": results[0]})
+    return {metric: {**doc, "predict": results[0]} for metric in ("bleu_4", "rouge_l", "cider")}
 
 
 def _rows(answered: list[Doc]) -> list[Row]:

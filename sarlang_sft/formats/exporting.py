@@ -23,7 +23,7 @@ from sarlang_sft.whole_output import Own, whole_folder
 MANIFEST = "export.json"
 EXPORT = Own(
     MANIFEST,
-    r"export\.json|dataset_info\.json|(train|val|test)(_text)?\.(jsonl?|parquet)|(train|val|test)-\d{6,}\.tar",
+    r"export\.json|dataset_info\.json|.+_(train|val|test)\.tsv|(train|val|test)(_text)?\.(jsonl?|parquet)|(train|val|test)-\d{6,}\.tar",
 )
 
 
@@ -90,6 +90,9 @@ def _samples(
             continue
         kept, texts = [], []
         for dialogue in record.dialogues:
+            if reason := next((why for why, holds in target.cannot_hold.items() if holds(record, dialogue)), None):
+                counts["left_out"][reason] += 1
+                continue
             try:
                 texts.append(target.words.write_turns(dialogue.turns, record))
             except ValueError as error:

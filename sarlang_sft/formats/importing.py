@@ -14,7 +14,7 @@ from sarlang_sft.class_folders import SPLIT_NAMES
 from sarlang_sft.errors import InputError
 from sarlang_sft.formats.exporting import MANIFEST
 from sarlang_sft.formats.rows import BadRow, Row, read_own
-from sarlang_sft.formats.table import FORMATS, Format
+from sarlang_sft.formats.table import IMPORTABLE, Format
 from sarlang_sft.image_lookup import ImageFolder, NoImageError
 from sarlang_sft.records import (
     DATA_FOLDER,
@@ -40,7 +40,7 @@ _SHOWN = 200  # characters of an image's name in a rejection; some files hold wh
 def import_folder(
     source: Path, name: str, out: Path, image_root: Path | None, split: str, val_fraction: float
 ) -> tuple[dict[str, Any], Counter]:
-    """Files of a format of `FORMATS` to a data folder; see [`import_rows`].
+    """Files of a format of `IMPORTABLE` to a data folder; see [`import_rows`].
 
     Args:
         image_root: Default: the folder of `source`; for files that bring their images, which are written there, the
@@ -51,7 +51,7 @@ def import_folder(
     """
     check_replaceable(out, DATA_FOLDER)
     check_fraction(val_fraction)
-    if FORMATS[name].brings_images:
+    if IMPORTABLE[name].brings_images:
         image_root = image_root or out.parent / f"{out.name}_images"
         inner, outer = out.resolve(), image_root.resolve()
         if inner.is_relative_to(outer) or outer.is_relative_to(inner):
@@ -73,7 +73,7 @@ def print_left_out(left_out: Counter) -> None:
 def import_rows(
     source: Path, name: str, image_root: Path, split: str, val_fraction: float
 ) -> tuple[pa.Table, list[Rejection], dict[str, str], Counter]:
-    """Read files of a format of `FORMATS` into records, one per image with all its dialogues.
+    """Read files of a format of `IMPORTABLE` into records, one per image with all its dialogues.
 
     A row of our own export becomes what it was; if its text was edited since, or it was moved to the file of another
     split, that counts. Of a row by others the task is guessed from the question, the image size read from the header,
@@ -91,7 +91,7 @@ def import_rows(
         Records as a table, one rejection for every row that is in none of them, the hash of every file, and rows by
         what of them a record cannot hold.
     """
-    origin = FORMATS[name]
+    origin = IMPORTABLE[name]
     files = _find_files(source, origin.suffixes)
     images = ImageFolder(image_root)
     records: dict[str, Record] = {}

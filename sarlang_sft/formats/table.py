@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sarlang_sft.formats import llamafactory, llava, sarchat, swift, trl
+from sarlang_sft.formats import llamafactory, llava, sarchat, swift, trl, vlmevalkit
 from sarlang_sft.formats.files import BrokenRow, read_items, write_lines, write_list, write_parquet
 from sarlang_sft.formats.rows import Row, Sample, read_row
 from sarlang_sft.formats.webdataset import read_shards, write_shards
@@ -25,9 +25,10 @@ class Format:
         suffixes: Of the files that it may be imported from.
         words: How it speaks of boxes.
         write: Writes the samples of a split into a folder; takes the image root and the records per shard as well.
-        read: The rows of a file; takes the image root, which only WebDataset writes to.
+        read: The rows of a file; takes the image root, which only WebDataset writes to. None: it is only written.
         image_paths: `absolute`, or `relative` to the image root: what its users are used to.
         brings_images: Its files hold the images themselves.
+        cannot_hold: What is left out, and of which dialogues that holds.
         notes: What its reader sees otherwise than we do, and of which dialogues that holds.
         finish: Completes the folder of an export of this name.
     """
@@ -35,9 +36,10 @@ class Format:
     suffixes: tuple[str, ...]
     words: Words
     write: Callable[[Path, str, Iterable[Sample], Path, int], None]
-    read: Callable[[Path, Path], Iterator[Row]]
+    read: Callable[[Path, Path], Iterator[Row]] | None
     image_paths: str = "absolute"
     brings_images: bool = False
+    cannot_hold: dict[str, Callable[[Record, Dialogue], bool]] = field(default_factory=dict)
     notes: dict[str, Callable[[Record, Dialogue], bool]] = field(default_factory=dict)
     finish: Callable[[Path, str], None] | None = None
 
@@ -140,4 +142,14 @@ FORMATS = {
         image_paths="relative",
         brings_images=True,
     ),
+    "vlmevalkit": Format(
+        suffixes=(".tsv",),
+        words=vlmevalkit.WORDS,
+        write=partial(_write_rows, make_row=vlmevalkit.row, write=vlmevalkit.write_table),
+        read=None,
+        cannot_hold=vlmevalkit.CANNOT_HOLD,
+        notes=_ROUNDED,
+        finish=vlmevalkit.name_tables,
+    ),
 }
+IMPORTABLE = {name: form for name, form in FORMATS.items() if form.read}
