@@ -113,7 +113,7 @@ def main() -> None:
         for why, number in Counter(unusable.values()).most_common():
             name = next(name for name in unusable if unusable[name] == why)
             print(f"{number} images or questions stay unanswered, such as {name}: {why}")
-        print(f"{count} answers written, {len(questions)} in all: {path}")
+        print(f"{count} prompts answered for {len(questions)} questions: {path}")
 
 
 if __name__ == "__main__":

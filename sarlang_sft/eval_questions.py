@@ -1,9 +1,11 @@
 """The questions of a data folder that a model is asked once it is trained, and what is asked of its baselines."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sarlang_sft.boxes import PLACEHOLDER
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import read_dialogue_table
 
@@ -31,6 +33,14 @@ class Question:
         """The stored answer."""
         return self.turns[-1]["answer"]
 
+    @property
+    def prompt(self) -> tuple[Any, ...]:
+        """Differs where the model may answer differently, or its answer is read differently."""
+        *before, last = self.turns
+        texts = *(text for turn in before for text in turn.values()), last["question"]
+        boxes = (self.size, str(self.boxes), PLACEHOLDER.search(self.label) is not None) if self.boxes else ()
+        return tuple(self.images), texts, boxes
+
 
 def read_questions(data: Path, split: str, subsets: list[str], tasks: list[str], limit: int | None) -> list[Question]:
     """The questions of a split in stored order; an empty list of subsets or tasks means all of them."""
@@ -51,6 +61,20 @@ def read_questions(data: Path, split: str, subsets: list[str], tasks: list[str],
     if not questions:
         raise InputError(f"--data {data}: split {split} holds no question of {[*subsets, *tasks] or 'any kind'}")
     return questions[:limit]
+
+
+def still_to_ask(questions: Sequence[Question], answered: Collection[str]) -> list[Question]:
+    """The first question of every prompt that has no answer yet: several references of a caption are asked for once.
+
+    Args:
+        answered: Ids of questions.
+    """
+    known = {question.prompt for question in questions if question.id in answered}
+    left: dict[tuple[Any, ...], Question] = {}
+    for question in questions:
+        if question.prompt not in known:
+            left.setdefault(question.prompt, question)
+    return list(left.values())
 
 
 def exchange_images(questions: list[Question]) -> list[Question]:

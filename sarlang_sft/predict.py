@@ -12,7 +12,7 @@ from sarlang_sft.box_texts import write_question
 from sarlang_sft.boxes import PLACEHOLDER, Frame
 from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError
-from sarlang_sft.eval_questions import Question
+from sarlang_sft.eval_questions import Question, still_to_ask
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_picture
 from sarlang_sft.inference import Asked, TunedModel, answer_each
@@ -67,18 +67,19 @@ def predict_to_file(
 ) -> tuple[int, dict[str, str]]:
     """Write the answer of every question that `path` and its parts do not hold yet, one JSON line each.
 
+    A prompt that several questions share is answered once, for all of them.
     Where the stored answer names a box, the line also has `boxes`: those of the answer, in pixels of the stored image.
 
     Args:
         path: Complete, and in the order of `questions`, when this returns on rank 0.
 
     Returns:
-        How many were written, and what leaves questions unanswered: images that cannot be read, and questions whose
-        boxes cannot be written, with the reason. Of all ranks.
+        How many prompts were answered, and what leaves questions unanswered: images that cannot be read, and questions
+        whose boxes cannot be written, with the reason. Of all ranks.
     """
     ranks = crew.ranks
     done = ranks.from_first(ranks.on_first(lambda: answered_ids(path, questions)))
-    batches = _batches([question for question in questions if question.id not in done], asking)
+    batches = _batches(still_to_ask(questions, done), asking)
     part = part_of(path, ranks.own)
     written = 0
     unusable: dict[str, str] = {}

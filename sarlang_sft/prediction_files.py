@@ -32,17 +32,24 @@ def make_row(
         logprob: Sum of the natural log-probabilities of its tokens; None where that is not known.
         boxes: Those of the answer in pixels of the stored image, if the stored answer names any.
     """
-    row: PredictionRow = {
+    logprob = logprob if logprob is None else round(logprob, 4)
+    row: PredictionRow = {**_own_fields(question), "predict": predict, "logprob": logprob}
+    return row if boxes is None else {**row, "boxes": boxes}
+
+
+def _own_fields(question: Question) -> PredictionRow:
+    return {
         "id": question.id,
         "image": question.images[0] if question.images else "",
         "subset": question.subset,
         "task": question.task,
         "question": question.turns[-1]["question"],
         "label": question.label,
-        "predict": predict,
-        "logprob": logprob if logprob is None else round(logprob, 4),
     }
-    return row if boxes is None else {**row, "boxes": boxes}
+
+
+def _line_of(row: PredictionRow) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="replace")
 
 
 def lock_predictions(path: Path, number: int = 0) -> BinaryIO:
@@ -116,7 +123,7 @@ def append_rows(part: Path, rows: Sequence[PredictionRow]) -> None:
     Raises:
         CannotWriteError: The disk is full, or the file cannot be written.
     """
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
+    lines = b"".join(map(_line_of, rows))
     try:
         with open(part, "ab", buffering=0) as file:
             if file.write(lines) < len(lines):
@@ -128,14 +135,20 @@ def append_rows(part: Path, rows: Sequence[PredictionRow]) -> None:
 def merge_parts(path: Path, questions: Sequence[Question]) -> None:
     """Put the file and its parts together in the order of the questions, each answer once, and remove the parts.
 
-    A kill in between loses nothing: the parts go when the whole file is there.
+    Questions of one prompt get the answer that was given to any of them. A kill in between loses nothing: the parts go
+    when the whole file is there.
 
     Raises:
         CannotWriteError: The file cannot be written; the parts stay.
     """
     lines = {identifier: line for file in _files_of(path) for identifier, line in _read_lines(file)}
+    said = {question.prompt: lines[question.id] for question in questions if question.id in lines}
     with whole_file(path) as whole:
-        whole.writelines(lines[question.id] for question in questions if question.id in lines)
+        for question in questions:
+            if question.id in lines:
+                whole.write(lines[question.id])
+            elif question.prompt in said:
+                whole.write(_line_of(json.loads(said[question.prompt]) | _own_fields(question)))
         whole.flush()
         os.fsync(whole.fileno())
     for file in [*_files_of(path)[1:], *_locks_of_others(path)]:

@@ -25,7 +25,7 @@ from sarlang_sft.chat_client import ask_all, find_model
 from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply
 from sarlang_sft.collate import to_messages
 from sarlang_sft.errors import InputError
-from sarlang_sft.eval_questions import Question
+from sarlang_sft.eval_questions import Question, still_to_ask
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import load_ops, load_picture
 from sarlang_sft.loading import load_processor
@@ -124,10 +124,10 @@ def predict_by_server(
             name boxes stay unanswered.
 
     Returns:
-        How many were written, and why images and questions are left unanswered, by their names.
+        How many prompts were answered, and why images and questions are left unanswered, by their names.
     """
     done = answered_ids(path, questions)
-    left = {question.id: question for question in questions if question.id not in done}
+    left = {question.id: question for question in still_to_ask(questions, done)}
     by_images: dict[tuple[str, ...], list[Question]] = {}
     for question in left.values():
         by_images.setdefault(tuple(question.images), []).append(question)

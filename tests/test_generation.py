@@ -13,7 +13,7 @@ from conftest import HUNG, ROOT, run_here, run_script
 
 from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError
-from sarlang_sft.eval_questions import leave_out_images, read_questions
+from sarlang_sft.eval_questions import leave_out_images, read_questions, still_to_ask
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.predict import Asking, predict_to_file
 from sarlang_sft.prediction_files import answered_ids, append_rows, lock_predictions, make_row, merge_parts, part_of
@@ -34,6 +34,11 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def said(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(row["id"], row["predict"]) for row in rows]
+
+
+def prompts(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """What is asked: several captions of an image are asked for once."""
+    return {(row["image"], row["question"]) for row in rows}
 
 
 def start(*words: object) -> subprocess.Popen[str]:
@@ -70,7 +75,8 @@ def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
     assert "holds answers, and nothing says with which" in refusal()
     shutil.copyfile(tmp_path / "predictions.settings.json", tmp_path / "half/predictions.settings.json")
     run_here(monkeypatch, GENERATE, *words, tmp_path / "half")
-    assert "19 answers written, 30 in all" in capsys.readouterr().out
+    left = len(prompts(rows) - prompts(rows[:11]))
+    assert f"{left} prompts answered for 30 questions" in capsys.readouterr().out and left < 19
     assert said(rows_of(half)) == said(rows)
     assert "was begun with exchange_images False, not True" in refusal("--exchange_images", "true")
     half.write_text('{"id": "another question"}\n')
@@ -100,12 +106,12 @@ def test_a_killed_rank_ends_the_launch_and_other_numbers_of_ranks_go_on(
     assert launch.returncode and "Signal 9 (SIGKILL)" in output
     parts = sorted(out.glob("predictions.part*.jsonl"))
     kept = sum(part.read_bytes().count(b"\n") for part in parts)
-    assert 0 < kept < 240 and not (out / "predictions.jsonl").exists()
+    assert 0 < kept < len(prompts(whole)) < 240 and not (out / "predictions.jsonl").exists()
     with open(parts[-1], "ab") as file:
         file.write(b'{"id": "torn')
     capsys.readouterr()
     run_here(monkeypatch, GENERATE, *words, out)
-    assert f"{240 - kept} answers written, 240 in all" in capsys.readouterr().out
+    assert f"{len(prompts(whole)) - kept} prompts answered for 240 questions" in capsys.readouterr().out
     assert said(rows_of(out / "predictions.jsonl")) == said(whole)
     assert not list(out.glob("predictions.part*.jsonl"))
 
@@ -120,7 +126,8 @@ def test_a_killed_rank_ends_the_launch_and_other_numbers_of_ranks_go_on(
     readable = [row for row in whole if row["image"] != torn or row in whole[:130]]
     output = run_script(*TWO_RANKS, GENERATE, *words, out, "--image_root", images)
     assert output.count("1 images or questions stay unanswered") == 1 and torn in output
-    assert f"{len(readable) - 120} answers written, 240 in all" in output and 120 < len(readable) < 240
+    left = prompts(readable) - prompts(whole[:90] + whole[100:130])
+    assert f"{len(left)} prompts answered for 240 questions" in output and left and len(readable) < 240
     assert said(rows_of(out / "predictions.jsonl")) == said(readable)
 
 
@@ -178,7 +185,7 @@ def test_a_file_that_another_process_writes_is_left_alone(number: int, tmp_path:
 
 def test_what_is_no_part_of_the_file_is_named(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "predictions[1].jsonl"
-    questions = read_questions(data, "test", [], [], 5)
+    questions = still_to_ask(read_questions(data, "test", [], [], None), ())[:5]
     append_rows(part_of(path, 0), [make_row(questions[3], "lone \ud800 surrogate", None)])
     append_rows(part_of(path, 12), [make_row(questions[1], "zwei\nZeilen\u2028é", -0.123456)])
     (tmp_path / "predictions1.part0.jsonl").write_text("another file's")
@@ -191,7 +198,7 @@ def test_what_is_no_part_of_the_file_is_named(data: Path, tmp_path: Path) -> Non
     part_of(path, 2).write_text("[1, 2]\n")
     with pytest.raises(InputError, match=r"part2.jsonl: no predictions file"):
         answered_ids(path, questions)
-    append_rows(path, [make_row(read_questions(data, "test", [], [], 6)[5], "", None)])
+    append_rows(path, [make_row(read_questions(data, "train", [], [], 1)[0], "", None)])
     part_of(path, 2).unlink()
     with pytest.raises(InputError, match="holds answers to other questions"):
         answered_ids(path, questions)
