@@ -28,7 +28,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """A spelling of a thing."""
+    """A spelling of a thing; `aircraft`, which may be one or many, is no plural."""
 
     thing: str
     plural: bool
@@ -51,7 +51,6 @@ class Mention:
 
 
 NONE, ONE, SEVERAL, ANY = Count(0, 0), Count(1, 1), Count(2, None), Count(1, None)
-UNCOUNTED = {"aircraft"}  # things whose plural is their singular
 GAP = 3  # words between a number and its thing: `two large grey cargo ships`
 
 # What words do for the thing that follows; `|` stands between phrases.
@@ -147,8 +146,7 @@ def stated_facts(caption: str, forms: Mapping[Phrase, Form]) -> dict[str, Count]
         if not mention.listed:
             before_list.add(thing)
         if mention.count is None:
-            singular = not mention.form.plural or thing in UNCOUNTED
-            named.setdefault(thing, ANY if singular else SEVERAL)
+            named.setdefault(thing, SEVERAL if mention.form.plural else ANY)
         elif thing not in counted:
             counted[thing] = mention.count
         elif not mention.back and not (mention.listed and thing in before_list):
@@ -187,7 +185,7 @@ def _mentions(caption: str, forms: Mapping[Phrase, Form]) -> Iterator[Mention]:
 
 def _fitting(count: Count | None, form: Form) -> Count | None:
     # `a` in front of a plural belongs to something else.
-    return None if count == ONE and form.plural and form.thing not in UNCOUNTED else count
+    return None if count == ONE and form.plural else count
 
 
 def _pieces(tokens: Sequence[str], forms: Mapping[Phrase, Form]) -> Iterator[tuple[Kind, Any]]:
