@@ -11,6 +11,7 @@ Every image has five boxes, for the facts of captions.
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -121,7 +122,12 @@ def score(scale: float, folder: Path, names: list[str]) -> dict[str, object]:
     """The programs on a split of this scale."""
     write_inputs(folder, scale)
     words = ["--predictions", folder / "predictions.jsonl", "--data", folder / "data", "--out", folder / "scores.json"]
-    found = {name: measure(str(EVAL / PROGRAMS[name][0]), [*PROGRAMS[name][1:], *words]) for name in names}
+    found = {}
+    for name in names:
+        before = os.times()
+        found[name] = measure(str(EVAL / PROGRAMS[name][0]), [*PROGRAMS[name][1:], *words])
+        after = os.times()
+        found[name]["cpu_seconds"] = sum(after[2:4]) - sum(before[2:4])  # which others on the machine hardly change
     counts = {kind: round(count * scale) for kind, count in TEXTS.items()}
     return {"scale": scale, "answers": counts["vqa"], "captions": counts["concise"] + counts["complex"], **found}
 
@@ -137,9 +143,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             runs.append(score(scale, Path(scratch), options.programs))
     for run in runs:
+        texts = f"{run['answers']:>8,} answers, {run['captions']:>7,} captions"
         for name in options.programs:
-            print(f"{run['answers']:>8,} answers, {run['captions']:>7,} captions: {name:20} "
-                  f"{run[name]['seconds']:6.1f} s {run[name]['peak_bytes'] / 1e9:6.2f} GB")  # fmt: skip
+            took = f"{run[name]['seconds']:6.1f} s, {run[name]['cpu_seconds']:6.1f} s of CPU"
+            print(f"{texts}: {name:20} {took} {run[name]['peak_bytes'] / 1e9:6.2f} GB")
     setting.write_result(
         options.out,
         {"hardware": setting.hardware().removesuffix(", float32"), "versions": setting.versions(), "runs": runs},

@@ -211,7 +211,7 @@ def test_any_text_gets_a_verdict(label: str, predict: str, question: str) -> Non
 @pytest.mark.parametrize(
     "unit",
     ["1", "1,", "1.", ".", "-", "<", "<a", "<a ", "\\", "\\a", "no ", "there is no ", "a", "and ", ", ", "[1,", "[[1",
-     "hundred ", "twenty one ", "</think>", "\n", "ship, ", "left ", "é"],
+     "hundred ", "twenty one ", "</think>", "\n", "ship, ", "left ", "é", "about "],
 )  # fmt: skip
 def test_a_long_ramble_is_read_in_one_go(unit: str) -> None:
     # What goes back over the text needs a hundred thousand times as long, or its square: it would not end here.

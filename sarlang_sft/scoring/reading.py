@@ -180,9 +180,8 @@ def count_said(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str 
     Args:
         question: Empty if it is not known; then the things counted are not looked at.
     """
-    words = words_of(tokens, vocabulary)
-    while words and words[0] in vocabulary.words["count_leads"]:
-        words = words[1:]
+    leads = vocabulary.words["count_leads"]
+    words = tuple(dropwhile(lambda word: word in leads, words_of(tokens, vocabulary)))
     if not words:
         return None
     numbers = {word for word in words if is_number(word)}
