@@ -63,7 +63,7 @@ def test_captions_state_classes_and_counts(caption: str, facts: dict[str, int | 
 
 
 @pytest.mark.parametrize(
-    "text", ["ship " * 3000, "9" * 5000 + " ships", "no " * 500, "\ud800 1 ship \u2028", ":,;" * 999]
+    "text", ["ship " * 3000, "9" * 5000 + " ships", "፩ ② ships", "no " * 500, "\ud800 1 ship \u2028", ":,;" * 999]
 )
 def test_rambles_and_odd_characters_break_nothing(text: str) -> None:
     assert set(stated_facts(text, FORMS)) <= {"ship"}

@@ -193,14 +193,12 @@ def _pieces(tokens: Sequence[str], forms: Mapping[Phrase, Form]) -> Iterator[tup
     index = 0
     bound = None
     while index < len(tokens):
-        if tokens[index].isdigit():
+        if _is_number(tokens[index]):
             index, count = _number(tokens, index)
-            yield (
-                (Kind.COUNT, _BOUNDS[bound](count.low) if bound and count.exact else count)
-                if count
-                else (Kind.PLAIN, None)
-            )
+            if count and count.exact and bound:
+                count = _BOUNDS[bound](count.low)
             bound = None
+            yield (Kind.COUNT, count) if count else (Kind.PLAIN, None)
             continue
         phrases = (tuple(tokens[index : index + length]) for length in range(longest, 0, -1))
         phrase = next((phrase for phrase in phrases if phrase in _WORDS or phrase in forms), (tokens[index],))
@@ -211,16 +209,19 @@ def _pieces(tokens: Sequence[str], forms: Mapping[Phrase, Form]) -> Iterator[tup
         index += len(phrase)
 
 
+def _is_number(token: str) -> bool:
+    # Of other scripts only decimal digits have become ASCII: `int` knows no Ethiopic ones.
+    return token.isascii() and token.isdigit() and len(token) <= LONGEST_COUNT
+
+
 def _number(tokens: Sequence[str], index: int) -> tuple[int, Count | None]:
     """Where a number or a range (`two or three`, `2-3`) ends, and what it counts: nothing if it measures."""
-    low = int(tokens[index]) if len(tokens[index]) <= LONGEST_COUNT else None
+    low = high = int(tokens[index])
     index += 1
     joined = tokens[index : index + 1] in (("or",), ("to",))
     other = tokens[index + joined : index + joined + 1]
-    high = int(other[0]) if other and other[0].isdigit() and len(other[0]) <= LONGEST_COUNT else None
-    if low is not None and high is not None and low < high:
+    if other and _is_number(other[0]) and low < int(other[0]):
+        high = int(other[0])
         index += joined + 1
-    else:
-        high = low
-    measures = tokens[index : index + 1] and _WORDS.get(tokens[index : index + 1], (None, None))[0] == Kind.UNIT
-    return index, None if low is None or measures else Count(low, high)
+    measures = _WORDS.get(tuple(tokens[index : index + 1]), (None, None))[0] == Kind.UNIT
+    return index, None if measures else Count(low, high)
