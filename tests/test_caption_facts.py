@@ -34,6 +34,8 @@ def row(image: str, label: str, predict: str | None, classes: Sequence[str], sty
         ("A group of three ships, a pair of bridges", {"ship": 3, "bridge": 2}),
         ("١٢ ships", {"ship": 12}),
         ("Several ships near a harbor", {"ship": (2, None), "harbor": 1}),
+        ("Planes, an aircraft and one aircraft", {"aircraft": 2}),
+        ("Parked planes", {"aircraft": (2, None)}),
         ("Ships in port", {"ship": (2, None), "harbor": (1, None)}),
         ("Aircraft stand on the apron beside the bridge", {"aircraft": (1, None), "bridge": (1, None)}),
         ("two or three ships, 2-4 cars", {"ship": (2, 3), "car": (2, 4)}),
@@ -61,7 +63,7 @@ def test_captions_state_classes_and_counts(caption: str, facts: dict[str, int | 
 
 
 @pytest.mark.parametrize(
-    "text", ["ship " * 3000, "9" * 5000 + " ships", "no " * 500, "\ud800 1 ship \u2028", ":,;" * 999]
+    "text", ["ship " * 3000, "9" * 5000 + " ships", "፩ ② ships", "no " * 500, "\ud800 1 ship \u2028", ":,;" * 999]
 )
 def test_rambles_and_odd_characters_break_nothing(text: str) -> None:
     assert set(stated_facts(text, FORMS)) <= {"ship"}

@@ -28,7 +28,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """A spelling of a thing."""
+    """A spelling of a thing; `aircraft`, which may be one or many, is no plural."""
 
     thing: str
     plural: bool
@@ -51,7 +51,6 @@ class Mention:
 
 
 NONE, ONE, SEVERAL, ANY = Count(0, 0), Count(1, 1), Count(2, None), Count(1, None)
-UNCOUNTED = {"aircraft"}  # things whose plural is their singular
 GAP = 3  # words between a number and its thing: `two large grey cargo ships`
 
 # What words do for the thing that follows; `|` stands between phrases.
@@ -147,8 +146,7 @@ def stated_facts(caption: str, forms: Mapping[Phrase, Form]) -> dict[str, Count]
         if not mention.listed:
             before_list.add(thing)
         if mention.count is None:
-            singular = not mention.form.plural or thing in UNCOUNTED
-            named.setdefault(thing, ANY if singular else SEVERAL)
+            named.setdefault(thing, SEVERAL if mention.form.plural else ANY)
         elif thing not in counted:
             counted[thing] = mention.count
         elif not mention.back and not (mention.listed and thing in before_list):
@@ -187,7 +185,7 @@ def _mentions(caption: str, forms: Mapping[Phrase, Form]) -> Iterator[Mention]:
 
 def _fitting(count: Count | None, form: Form) -> Count | None:
     # `a` in front of a plural belongs to something else.
-    return None if count == ONE and form.plural and form.thing not in UNCOUNTED else count
+    return None if count == ONE and form.plural else count
 
 
 def _pieces(tokens: Sequence[str], forms: Mapping[Phrase, Form]) -> Iterator[tuple[Kind, Any]]:
@@ -195,14 +193,12 @@ def _pieces(tokens: Sequence[str], forms: Mapping[Phrase, Form]) -> Iterator[tup
     index = 0
     bound = None
     while index < len(tokens):
-        if tokens[index].isdigit():
+        if _is_number(tokens[index]):
             index, count = _number(tokens, index)
-            yield (
-                (Kind.COUNT, _BOUNDS[bound](count.low) if bound and count.exact else count)
-                if count
-                else (Kind.PLAIN, None)
-            )
+            if count and count.exact and bound:
+                count = _BOUNDS[bound](count.low)
             bound = None
+            yield (Kind.COUNT, count) if count else (Kind.PLAIN, None)
             continue
         phrases = (tuple(tokens[index : index + length]) for length in range(longest, 0, -1))
         phrase = next((phrase for phrase in phrases if phrase in _WORDS or phrase in forms), (tokens[index],))
@@ -213,16 +209,19 @@ def _pieces(tokens: Sequence[str], forms: Mapping[Phrase, Form]) -> Iterator[tup
         index += len(phrase)
 
 
+def _is_number(token: str) -> bool:
+    # Of other scripts only decimal digits have become ASCII: `int` knows no Ethiopic ones.
+    return token.isascii() and token.isdigit() and len(token) <= LONGEST_COUNT
+
+
 def _number(tokens: Sequence[str], index: int) -> tuple[int, Count | None]:
     """Where a number or a range (`two or three`, `2-3`) ends, and what it counts: nothing if it measures."""
-    low = int(tokens[index]) if len(tokens[index]) <= LONGEST_COUNT else None
+    low = high = int(tokens[index])
     index += 1
     joined = tokens[index : index + 1] in (("or",), ("to",))
     other = tokens[index + joined : index + joined + 1]
-    high = int(other[0]) if other and other[0].isdigit() and len(other[0]) <= LONGEST_COUNT else None
-    if low is not None and high is not None and low < high:
+    if other and _is_number(other[0]) and low < int(other[0]):
+        high = int(other[0])
         index += joined + 1
-    else:
-        high = low
-    measures = tokens[index : index + 1] and _WORDS.get(tokens[index : index + 1], (None, None))[0] == Kind.UNIT
-    return index, None if low is None or measures else Count(low, high)
+    measures = _WORDS.get(tuple(tokens[index : index + 1]), (None, None))[0] == Kind.UNIT
+    return index, None if measures else Count(low, high)
