@@ -30,10 +30,12 @@ demo: setup
 	$(PY) eval/generate.py --model $(OUT)/base --data $(OUT)/data --out $(OUT) --name predictions_before
 	$(PY) eval/generate.py --model $(OUT)/base --adapter $(OUT)/lora --data $(OUT)/data --out $(OUT) --name predictions_after
 	$(PY) eval/generate.py --model $(OUT)/base --adapter $(OUT)/lora --data $(OUT)/data --out $(OUT) --name predictions_blind --exchange_images --subsets vqa1 vqa2
+	$(PY) eval/generate.py --model $(OUT)/base --adapter $(OUT)/lora --data $(OUT)/data --out $(OUT) --name predictions_text --without_images --subsets vqa1 vqa2
 	$(PY) eval/score_vqa.py --predictions $(OUT)/predictions_after.jsonl --data $(OUT)/data --out $(OUT)/scores_vqa.json
 	$(PY) eval/score_caption.py --predictions $(OUT)/predictions_after.jsonl --data $(OUT)/data --out $(OUT)/scores_caption.json
 	$(PY) eval/report.py --data $(OUT)/data --out $(OUT) \
-		--runs before=$(OUT)/predictions_before.jsonl after=$(OUT)/predictions_after.jsonl blind=$(OUT)/predictions_blind.jsonl \
+		--runs before=$(OUT)/predictions_before.jsonl after=$(OUT)/predictions_after.jsonl \
+			blind=$(OUT)/predictions_blind.jsonl text_only=$(OUT)/predictions_text.jsonl \
 		--histories lora=$(OUT)/lora --scores after=$(OUT)/scores_vqa.json --captions after=$(OUT)/scores_caption.json --merged $(OUT)/merged
 
 # One process per core, each on one core: most tests start processes of their own.

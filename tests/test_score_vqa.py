@@ -19,7 +19,7 @@ from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_dat
 from sarlang_sft.scoring.comparison import compare_verdicts
 from sarlang_sft.scoring.found_boxes import intersection_over_union
 from sarlang_sft.scoring.intervals import share_with_interval
-from sarlang_sft.scoring.prediction_files import Boxes
+from sarlang_sft.scoring.prediction_lines import Boxes
 from sarlang_sft.scoring.predictions import Row, count_problems, join_predictions, summary
 from sarlang_sft.scoring.published import JudgeQuestion, published_verdict
 from sarlang_sft.scoring.signature import signature

@@ -25,7 +25,7 @@ from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.box_texts import frame_of
 from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError
-from sarlang_sft.eval_questions import Question, leave_out_images, read_questions
+from sarlang_sft.eval_questions import Question, leave_out_images, read_questions, still_to_ask
 from sarlang_sft.imagery import load_picture, save_ops
 from sarlang_sft.inference import Asked, answer_each, load_tuned
 from sarlang_sft.loading import load_processor
@@ -58,6 +58,11 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def ask_about(data: Path, count: int | None = None) -> list[Question]:
+    """Questions of the split `test`, no two of one prompt."""
+    return still_to_ask(read_questions(data, "test", [], [], None), ())[:count]
+
+
 def check_complete(rows: list[dict[str, Any]], questions: list[Question]) -> None:
     """Every question once, in order, with the answer to it."""
     assert [row["id"] for row in rows] == [question.id for question in questions]
@@ -70,10 +75,11 @@ def test_all_questions_are_answered_once_and_in_order_by_a_server_that_misbehave
     served: MisbehavingServer, preparation: Preparation, data: Path, sample: Path, tmp_path: Path
 ) -> None:
     questions = read_questions(data, "test", [], [], 40)
+    prompts = len(still_to_ask(questions, ()))
     served.plan = ["429", "delay", "garbage", "500", "truncated", "closed", "no choices", "429 after", "503", "html"]
     path = tmp_path / "p.jsonl"
     server = served.client(concurrency=3, tries=12, timeout=IMPATIENT)
-    assert predict_by_server(server, preparation, questions, sample, path, 16) == (40, {})
+    assert predict_by_server(server, preparation, questions, sample, path, 16) == (prompts, {})
     rows = rows_of(path)
     check_complete(rows, questions)
     assert all(row["logprob"] == -0.5 * len(row["predict"].split()) for row in rows)
@@ -82,13 +88,13 @@ def test_all_questions_are_answered_once_and_in_order_by_a_server_that_misbehave
         assert body["repetition_penalty"] == 1.0
         assert [part["type"] for part in body["messages"][0]["content"]] == ["image_url", "text"]
     assert predict_by_server(server, preparation, questions, sample, path, 16) == (0, {})
-    assert sum(served.replied.values()) == 40, "nothing is asked again"
+    assert sum(served.replied.values()) == prompts < 40, "nothing is asked again"
 
 
 def test_the_questions_of_an_image_stay_together_and_begin_with_the_same_bytes(
     served: MisbehavingServer, preparation: Preparation, data: Path, sample: Path, tmp_path: Path
 ) -> None:
-    questions = read_questions(data, "test", [], [], None)
+    questions = ask_about(data)
     scattered = questions[::3] + questions[1::3] + questions[2::3]
     predict_by_server(served.client(concurrency=2), preparation, scattered, sample, tmp_path / "p.jsonl", 16)
     images = {question.images[0] for question in questions}
@@ -125,7 +131,7 @@ def test_a_server_that_runs_the_model_gives_the_answers_of_the_engine_here(
 
     served.say = answer
     preparation = Preparation(tuned.processor, tuned.backbone, tuned.image_ops)
-    questions = read_questions(data, "test", [], [], 12)
+    questions = ask_about(data, 12)
     earlier = {"question": "Is there a ship?", "answer": "Yes."}
     questions[3] = Question(**{**vars(questions[3]), "turns": [earlier, *questions[3].turns]})
     server = served.client()
@@ -192,7 +198,7 @@ def test_boxes_are_written_for_the_model_and_read_from_its_answers(
 def test_what_fails_stays_unanswered_is_counted_and_asked_again(
     served: MisbehavingServer, preparation: Preparation, data: Path, sample: Path, tmp_path: Path
 ) -> None:
-    questions = read_questions(data, "test", [], [], 20)
+    questions = ask_about(data, 20)
     root = tmp_path / "images"
     for name in {question.images[0] for question in questions}:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +222,7 @@ def test_models_that_are_none_of_ours_and_questions_without_images_are_asked_pla
 ) -> None:
     server, preparation = open_served(served.client(), None, None, None)
     assert preparation is None and server.root == "/models/tiny"
-    questions = read_questions(data, "test", [], [], 3)
+    questions = ask_about(data, 3)
     assert predict_by_server(server, None, questions, sample, tmp_path / "p.jsonl", 16) == (3, {})
     assert all("repetition_penalty" not in body for body in served.received), "OpenAI refuses what it does not know"
     stored = load_picture(sample / questions[0].images[0], [])

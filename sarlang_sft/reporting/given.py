@@ -9,7 +9,7 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.records import file_hash
 from sarlang_sft.reporting.tables import right_answers
 from sarlang_sft.scoring.baselines import MAJORITY, RANDOM
-from sarlang_sft.scoring.prediction_files import Problems
+from sarlang_sft.scoring.prediction_lines import Problems
 from sarlang_sft.scoring.predictions import (
     BREAKDOWNS,
     CAPTION_TASK,

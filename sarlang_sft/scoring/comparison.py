@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.scoring.intervals import mean_with_interval
-from sarlang_sft.scoring.prediction_files import Problems
+from sarlang_sft.scoring.prediction_lines import Problems
 from sarlang_sft.scoring.predictions import ELSEWHERE, OTHER_LABEL, Row, group_by
 
 

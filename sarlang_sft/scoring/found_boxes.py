@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sarlang_sft.boxes import PLACEHOLDER, corners
 from sarlang_sft.scoring.intervals import ratio_with_interval
-from sarlang_sft.scoring.prediction_files import BOX_NUMBERS, Boxes, is_finite
+from sarlang_sft.scoring.prediction_lines import BOX_NUMBERS, Boxes, is_finite
 from sarlang_sft.scoring.predictions import Row, group_by
 
 THRESHOLDS = (0.25, 0.5)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import SPLITS, Box, file_hash, read_dialogue_table, read_records
-from sarlang_sft.scoring.prediction_files import Boxes, Problems, read_predictions
+from sarlang_sft.scoring.prediction_lines import Boxes, Problems, read_predictions
 
 CAPTION_TASK = "description"
 NAMED_EXAMPLES = 3
