@@ -17,7 +17,9 @@ Tokens = tuple[str, ...]
 LONGEST_COUNT = 9  # digits: what has more counts nothing in an image
 REMEMBERED = 16_384  # texts; most answers of a split are the same few
 
-_MARKUP = re.compile(r"</?[a-z][^<>]*+>|\\[a-z]++|['’]")
+_MARKUP = re.compile(r"<[/|]?[a-z][^<>]*+>|\\[a-z]++|['’]")
+_OR_MORE = re.compile(r"(?<=\d)\+(?!\s*+\d)")
+_COMPARED = re.compile(r"(?<![-=])[<>≤≥]=?+(?=\s*+\d)")
 _TOKEN = re.compile(
     r"(?P<number>(?:(?<!\w)-)?(?:\d++(?:\.\d++)?+|\.\d++)(?![^\W_]))"
     r"|(?P<word>[^\W_]++)"
@@ -38,6 +40,7 @@ def read_tokens(text: str, vocabulary: Vocabulary) -> Tokens:
     if not folded.isascii():
         folded = "".join(str(unicodedata.decimal(character, character)) for character in folded)
     plain = _MARKUP.sub(lambda match: "" if match[0] in "'’" else " ", folded)
+    plain = _COMPARED.sub(" more or less than ", _OR_MORE.sub(" or more", plain))
     found = [
         _even_digits(match[0]) if match.lastgroup == "number" else match[0] for match in _TOKEN.finditer(plain.strip())
     ]
@@ -164,7 +167,8 @@ def yes_or_no(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str |
         # `Yes, no doubt` goes on; `no, yes there is` does not stay with its no.
         return YES if tokens[0] == YES and not is_verdict(tokens[tokens.index(NO) :]) else None
     if is_verdict(tokens):
-        return tokens[0]
+        # `Yes, there is no ship` says both.
+        return None if existence(_from_first_word(tokens[1:]), question, vocabulary) == opposite else tokens[0]
     if tokens[1] in vocabulary.words["no_answers"] or is_number(tokens[1]):
         return None
     said, sought = _noun_phrase(tokens[1:], vocabulary), _sought(question, vocabulary)
@@ -188,13 +192,16 @@ def count_said(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str 
     refusing = vocabulary.words["denials"] | vocabulary.words["bounds"]
     if not refusing.isdisjoint(words[1:]):
         return None
-    asked = set(question)
+    asked_things = vocabulary.things.intersection(question)
     if not numbers and words[0] in (NO, "none"):
-        return "0" if words == ("none",) or (words[1:] and words[1] in (asked or vocabulary.things)) else None
+        idle = vocabulary.words["position_fillers"] | vocabulary.words["verbs"] | vocabulary.words["determiners"]
+        counted = next((word for word in words[1:] if word not in idle), None)
+        if counted is None:
+            return "0" if words[0] == "none" else None
+        return "0" if counted in (asked_things or question or vocabulary.things) else None
     if numbers != {words[0]} or len(words[0]) > LONGEST_COUNT:
         return None
     counted = next((word for word in words if word in vocabulary.things), None)
-    asked_things = asked & vocabulary.things
     return None if counted and asked_things and counted not in asked_things else words[0]
 
 
