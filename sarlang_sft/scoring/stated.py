@@ -96,7 +96,8 @@ _KINDS: dict[tuple[Kind, Count | str | None], str] = {
     # What looks like one of these, or like a thing, and is not.
     (Kind.PLAIN, None): (
         "not only|not all|not every|not many|no other|sign of|signs of|evidence of|trace of|traces of|car park|"
-        "car parks|car parking|tank farm|tank farms|aircraft carrier|aircraft carriers|aircraft hangar|aircraft hangars|aircraft parking|ship yard|"
+        "car parks|car parking|tank farm|tank farms|aircraft carrier|aircraft carriers|aircraft hangar|"
+        "aircraft hangars|aircraft parking|ship yard|"
         "ship yards|port side|port of"
     ),
 }
