@@ -4,6 +4,7 @@ Every function takes time in proportion to the text: no pattern can go back over
 """
 
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -42,7 +43,9 @@ def read_tokens(text: str, vocabulary: Vocabulary) -> Tokens:
     plain = _MARKUP.sub(lambda match: "" if match[0] in "'’" else " ", folded)
     plain = _COMPARED.sub(" more or less than ", _OR_MORE.sub(" or more", plain))
     found = [
-        _even_digits(match[0]) if match.lastgroup == "number" else match[0] for match in _TOKEN.finditer(plain.strip())
+        # Interned, because of the many texts that are remembered most words are the same.
+        sys.intern(_even_digits(match[0]) if match.lastgroup == "number" else match[0])
+        for match in _TOKEN.finditer(plain.strip())
     ]
     return _from_first_word(tuple(_even_phrases(_even_numbers(found, vocabulary), vocabulary)))
 
@@ -93,7 +96,7 @@ def _even_phrases(tokens: Sequence[str], vocabulary: Vocabulary) -> list[str]:
     found: list[str] = []
     index = 0
     while index < len(tokens):
-        for length in range(vocabulary.longest, 0, -1):
+        for length in range(vocabulary.longest.get(tokens[index], 0), 0, -1):
             phrase = vocabulary.phrases.get(tuple(tokens[index : index + length]))
             if phrase is not None:
                 found += phrase

@@ -112,7 +112,7 @@ _BOUNDS: dict[str, Callable[[int], Count]] = {
 }
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}),(?=\d{3}(?![\d,]))")
 # Numbers become digits, but spellings stay: a plural says more than its thing.
-_NUMBERS_ALONE = replace(VOCABULARY, phrases={}, longest=1)
+_NUMBERS_ALONE = replace(VOCABULARY, phrases={}, longest={})
 
 
 @lru_cache(maxsize=1024)
