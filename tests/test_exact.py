@@ -14,6 +14,7 @@ from sarlang_sft.scoring.vocabulary import VOCABULARY, read_vocabulary
 
 IS_THERE = "Question: Is there a ship in the image?. Answer the question concisely."
 HOW_MANY = "How many ships are located in the image?"
+HOW_MANY_LISTED = f"Question: The classes are: tank, car, aircraft, harbor, bridge, ship. {HOW_MANY}"
 WHERE = "Where are most ships positioned within the image?"
 WHAT = "What categories are visible?"
 
@@ -47,6 +48,7 @@ SAME = [
     ("3.", "There are three vessels in the image.", HOW_MANY),
     ("3", "About 3 ships", HOW_MANY),
     ("3", "I count 3 ships.", HOW_MANY),
+    ("3", "3 vessels", HOW_MANY_LISTED),
     ("3", "The number of ships is 3.", HOW_MANY),
     ("3", "<think>2 or 4?</think> \\boxed{3}", HOW_MANY),
     ("There are 3 ships.", "3", HOW_MANY),
@@ -108,6 +110,8 @@ OTHER = [
     ("3", "There are not 3 ships.", HOW_MANY),
     ("3", "I doubt there are 3 ships.", HOW_MANY),
     ("3", "3 cars", HOW_MANY),
+    ("3", "3 cars", HOW_MANY_LISTED),
+    ("0", "There are no bridges.", HOW_MANY_LISTED),
     ("3", "3 ships and 1 harbor", HOW_MANY),
     ("3", "3D view", HOW_MANY),
     ("0", "No.", HOW_MANY),
@@ -164,7 +168,7 @@ OTHER = [
 ]
 
 # Of the verdicts on all pairs of the texts above, by version: a verdict that changes needs a new version and line.
-VERDICTS = {1: "d1d09a26d8f91b47d7d64e96cf5b84df1f0f3743af6c1c72960d29f69b43c11d"}
+VERDICTS = {1: "58bf33b42c275c26e5e70b966dfaf969dc8d3ce83ed8993265c792f646dd9391"}
 
 
 @pytest.mark.parametrize(("label", "predict", "question"), SAME)

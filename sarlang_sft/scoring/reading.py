@@ -195,6 +195,7 @@ def count_said(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str 
     refusing = vocabulary.words["denials"] | vocabulary.words["bounds"]
     if not refusing.isdisjoint(words[1:]):
         return None
+    question = _from_how_many(question)
     asked_things = vocabulary.things.intersection(question)
     if not numbers and words[0] in (NO, "none"):
         idle = vocabulary.words["position_fillers"] | vocabulary.words["verbs"] | vocabulary.words["determiners"]
@@ -206,6 +207,11 @@ def count_said(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str 
         return None
     counted = next((word for word in words if word in vocabulary.things), None)
     return None if counted and asked_things and counted not in asked_things else words[0]
+
+
+def _from_how_many(question: Tokens) -> Tokens:
+    # What stands in front may be `The classes are: tank, car, ship.`, of which nothing is asked.
+    return question[next((index for index, pair in enumerate(pairwise(question)) if pair == ("how", "many")), 0) :]
 
 
 def existence(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str | None:
