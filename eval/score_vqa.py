@@ -80,6 +80,11 @@ def main() -> None:
     vocabulary = read_vocabulary(Path(arguments.synonyms) if arguments.synonyms else None)
     rows, problems = join_predictions(predictions, data, arguments.split, captions=False)
     rows = choose_tasks(rows, arguments.tasks)
+    if arguments.compare:  # refused before a judge is paid
+        other = Path(arguments.compare)
+        others, other_problems = join_predictions(other, data, arguments.split, captions=False)
+        check_comparable(predictions, problems)
+        check_comparable(other, other_problems)
     judge = open_judge(judge_arguments, arguments.protocol, Path(arguments.out))
     rules = rules_of(arguments.protocol, vocabulary, judge.name if judge else "none")
     result = {
@@ -89,10 +94,6 @@ def main() -> None:
         "judge": judge.facts() if judge else None,
     }
     if arguments.compare:
-        other = Path(arguments.compare)
-        others, other_problems = join_predictions(other, data, arguments.split, captions=False)
-        check_comparable(predictions, problems)
-        check_comparable(other, other_problems)
         ours, theirs = (
             verdicts(run, arguments.protocol, judge, vocabulary)
             for run in (rows, choose_tasks(others, arguments.tasks))

@@ -14,6 +14,7 @@ from sarlang_sft.scoring.vocabulary import VOCABULARY, read_vocabulary
 
 IS_THERE = "Question: Is there a ship in the image?. Answer the question concisely."
 HOW_MANY = "How many ships are located in the image?"
+HOW_MANY_LISTED = f"Question: The classes are: tank, car, aircraft, harbor, bridge, ship. {HOW_MANY}"
 WHERE = "Where are most ships positioned within the image?"
 WHAT = "What categories are visible?"
 
@@ -27,6 +28,11 @@ SAME = [
     ("No.", "There isn't any ship.", IS_THERE),
     ("No.", "There are none.", IS_THERE),
     ("No.", "There is not a ship in it", IS_THERE),
+    ("No.", "There are no visible ships.", IS_THERE),
+    ("No.", "There are not any ships.", IS_THERE),
+    ("No.", "There does not appear to be a ship in the image.", IS_THERE),
+    ("No.", "No, there is a bridge.", IS_THERE),
+    ("Yes.", "There appears to be a ship in the image.", IS_THERE),
     ("Yes.", "There is a ship in the image.", IS_THERE),
     ("Yes.", "There are 3 large ships", IS_THERE),
     ("no", "The answer is no.", ""),
@@ -42,11 +48,19 @@ SAME = [
     ("3.", "There are three vessels in the image.", HOW_MANY),
     ("3", "About 3 ships", HOW_MANY),
     ("3", "I count 3 ships.", HOW_MANY),
+    ("3", "3 vessels", HOW_MANY_LISTED),
     ("3", "The number of ships is 3.", HOW_MANY),
     ("3", "<think>2 or 4?</think> \\boxed{3}", HOW_MANY),
     ("There are 3 ships.", "3", HOW_MANY),
     ("0.", "There are no ships in the image.", HOW_MANY),
     ("0", "None.", HOW_MANY),
+    ("0", "None are visible.", HOW_MANY),
+    ("0.", "There are no visible ships in the image.", HOW_MANY),
+    ("0", "There aren't any ships.", HOW_MANY),
+    ("0", "There do not appear to be any ships.", HOW_MANY),
+    ("0", "There are no trees.", "How many trees are there?"),
+    ("3", "There appear to be 3 ships.", HOW_MANY),
+    ("3", "-> 3<|im_end|>", HOW_MANY),
     ("ship, harbor", "Harbor and ship.", ""),
     ("ship, harbor", "- ship\n- harbor", WHAT),
     ("ship, harbor.", "There are ships and a harbor in the image.", WHAT),
@@ -55,6 +69,7 @@ SAME = [
     ("ship", "boat", ""),
     ("ship", "The object present in the area [1.0, 2.0, 3.0, 4.0] is a vessel.", ""),
     ("ship", "A ship is visible.", ""),
+    ("ship", "The object appears to be a ship.", ""),
     ("harbor", "the port", ""),
     ("harbor", "Harbour", ""),
     ("football field", "soccer field", ""),
@@ -65,6 +80,7 @@ SAME = [
     ("upper side", "top", ""),
     ("right.", "The answer is right.", WHERE),
     ("top left.", "In the upper left corner of the image", WHERE),
+    ("top left.", "The ships are mostly located in the top-left quadrant.", WHERE),
     ("top left.", "Most ships are positioned at the top left of the image.", WHERE),
     ("bottom.", "They are mostly in the lower part of the image.", WHERE),
     ("near center.", "near the centre", WHERE),
@@ -85,14 +101,24 @@ OTHER = [
     ("3", "3 to 4", HOW_MANY),
     ("3", "at least 3", HOW_MANY),
     ("3", "more than 3 ships", HOW_MANY),
+    ("3", "3+", HOW_MANY),
+    ("3", "> 3", HOW_MANY),
+    ("3", "≤3", HOW_MANY),
+    ("3", "three dozen ships", HOW_MANY),
+    ("3", "There are 3 thousand ships.", HOW_MANY),
+    ("3", "There are 3 groups of ships.", HOW_MANY),
     ("3", "There are not 3 ships.", HOW_MANY),
     ("3", "I doubt there are 3 ships.", HOW_MANY),
     ("3", "3 cars", HOW_MANY),
+    ("3", "3 cars", HOW_MANY_LISTED),
+    ("0", "There are no bridges.", HOW_MANY_LISTED),
     ("3", "3 ships and 1 harbor", HOW_MANY),
     ("3", "3D view", HOW_MANY),
     ("0", "No.", HOW_MANY),
     ("0", "No idea.", HOW_MANY),
     ("0", "There are no cars.", HOW_MANY),
+    ("0", "No visible cars.", HOW_MANY),
+    ("0", "No image is provided.", HOW_MANY),
     ("25", "2.5", ""),
     ("no", "unknown", ""),
     ("no", "not sure", ""),
@@ -106,6 +132,10 @@ OTHER = [
     ("yes", "Yes/No", ""),
     ("No.", "There is no bridge.", IS_THERE),
     ("No.", "No bridge can be seen", IS_THERE),
+    ("No.", "There is no visible bridge.", IS_THERE),
+    ("No.", "No visible bridges.", IS_THERE),
+    ("No.", "No, there is a ship.", IS_THERE),
+    ("Yes.", "Yes, there are no ships in the image.", IS_THERE),
     ("No.", "There is no large ship.", IS_THERE),
     ("No.", "There are not many ships.", IS_THERE),
     ("No.", "There aren't 3 ships.", IS_THERE),
@@ -138,7 +168,7 @@ OTHER = [
 ]
 
 # Of the verdicts on all pairs of the texts above, by version: a verdict that changes needs a new version and line.
-VERDICTS = {1: "5411d6c0b2c3ea72ff0163347c214b679cd938ce453de308d31847f6cb83ce08"}
+VERDICTS = {1: "58bf33b42c275c26e5e70b966dfaf969dc8d3ce83ed8993265c792f646dd9391"}
 
 
 @pytest.mark.parametrize(("label", "predict", "question"), SAME)
@@ -211,7 +241,7 @@ def test_any_text_gets_a_verdict(label: str, predict: str, question: str) -> Non
 @pytest.mark.parametrize(
     "unit",
     ["1", "1,", "1.", ".", "-", "<", "<a", "<a ", "\\", "\\a", "no ", "there is no ", "a", "and ", ", ", "[1,", "[[1",
-     "hundred ", "twenty one ", "</think>", "\n", "ship, ", "left ", "é", "about "],
+     "hundred ", "twenty one ", "1+", "+ ", "> ", ">1", "</think>", "\n", "ship, ", "left ", "é", "about "],
 )  # fmt: skip
 def test_a_long_ramble_is_read_in_one_go(unit: str) -> None:
     # What goes back over the text needs a hundred thousand times as long, or its square: it would not end here.

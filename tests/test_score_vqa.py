@@ -292,6 +292,12 @@ def test_boxes_are_matched_one_to_one_and_scored_over_all_of_them() -> None:
     assert verdicts(rows, "exact") == [True, False, False, False, True, False, False]
 
 
+def test_a_named_box_that_its_image_has_not_is_missed_and_stays_in_the_denominator() -> None:
+    assert score_vqa([box_row("<box:7>", None)], "exact")["boxes"]["iou_0.5"]["fn"] == 1
+    found = score_vqa([box_row("<box:0> <box:7>", ((0.0, 0.0, 10.0, 10.0),))], "exact")["boxes"]["iou_0.5"]
+    assert (found["tp"], found["fp"], found["fn"]) == (1, 0, 1)
+
+
 def test_bad_fields_of_predictions_are_counted_and_cost_no_answer(data: Path, tmp_path: Path) -> None:
     bad = [
         ("a#0", '"logprob": NaN'),
@@ -379,6 +385,13 @@ def test_signature_tells_questions_and_rules_apart_and_not_answers() -> None:
     assert signature(rules_of("exact"), [replace(row, predict="2") for row in reversed(rows)], "test") == first
     relabelled = [replace(rows[0], label="2"), *rows[1:]]
     assert signature(rules_of("exact"), relabelled, "test") != first
+    moved = (Box("ship", [0, 0, 5, 5]),)
+    assert signature(rules_of("exact"), [replace(row, boxes=moved) for row in rows], "test") == first
+    boxed = box_row("<box:0>", None)
+    assert signature({}, [boxed], "test") != signature({}, [replace(boxed, boxes=moved)], "test")
+    caption = replace(boxed, label="A ship.", task="description")
+    for change in ({"boxes": moved}, {"style": "complex"}, {"images": ("2.png",)}):
+        assert signature({}, [caption], "test") != signature({}, [replace(caption, **change)], "test")
     judged = signature(rules_of("judge", judge="qwen:7b|x"), rows, "test", ["counting", "others"])
     assert "|judge:qwen_7b_x|" in judged and judged.endswith("|tasks:counting+others")
 
@@ -404,6 +417,8 @@ def test_command_line_compares_two_runs_on_the_same_questions(data: Path, tmp_pa
     assert (result["comparison"]["to_right"], result["comparison"]["to_wrong"]) == (2, 0)
     assert result["signature"] in done.stdout and "to right" in done.stdout
     strangers = write_predictions(tmp_path / "r.jsonl", {"a#0": ("Yes.", "no"), "z#0": ("Yes.", "no")})
-    refused = run_script(*options, "--compare", strangers)
+    # Before a judge is asked: there is no server.
+    judge = ("--protocol", "judge", "--judge_model", "m", "--judge_base_url", "http://127.0.0.1:9/v1")
+    refused = run_script(*options, *judge, "--compare", strangers)
     assert refused.returncode == 2
     assert "r.jsonl: line 2 is not in the split" in refused.stderr

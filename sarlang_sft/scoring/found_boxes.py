@@ -32,11 +32,11 @@ def is_box_label(label: str) -> bool:
 
 
 def true_boxes(row: Row) -> Boxes:
-    """The boxes that the stored answer names or lists, in pixels of the stored image."""
+    """The boxes that the stored answer names or lists, in pixels; without numbers where the image has no such box."""
     named = [int(number) for number in PLACEHOLDER.findall(row.label)]
     if not named:
         return _listed_boxes(row.label)
-    return tuple(tuple(row.boxes[number].points) for number in named if number < len(row.boxes))
+    return tuple(tuple(row.boxes[number].points) if number < len(row.boxes) else () for number in named)
 
 
 def answered_boxes(row: Row) -> Boxes | None:

@@ -4,6 +4,7 @@ Every function takes time in proportion to the text: no pattern can go back over
 """
 
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,7 +18,9 @@ Tokens = tuple[str, ...]
 LONGEST_COUNT = 9  # digits: what has more counts nothing in an image
 REMEMBERED = 16_384  # texts; most answers of a split are the same few
 
-_MARKUP = re.compile(r"</?[a-z][^<>]*+>|\\[a-z]++|['’]")
+_MARKUP = re.compile(r"<[/|]?[a-z][^<>]*+>|\\[a-z]++|['’]")
+_OR_MORE = re.compile(r"(?<=\d)\+(?!\s*+\d)")
+_COMPARED = re.compile(r"(?<![-=])[<>≤≥]=?+(?=\s*+\d)")
 _TOKEN = re.compile(
     r"(?P<number>(?:(?<!\w)-)?(?:\d++(?:\.\d++)?+|\.\d++)(?![^\W_]))"
     r"|(?P<word>[^\W_]++)"
@@ -38,8 +41,11 @@ def read_tokens(text: str, vocabulary: Vocabulary) -> Tokens:
     if not folded.isascii():
         folded = "".join(str(unicodedata.decimal(character, character)) for character in folded)
     plain = _MARKUP.sub(lambda match: "" if match[0] in "'’" else " ", folded)
+    plain = _COMPARED.sub(" more or less than ", _OR_MORE.sub(" or more", plain))
     found = [
-        _even_digits(match[0]) if match.lastgroup == "number" else match[0] for match in _TOKEN.finditer(plain.strip())
+        # Interned, because of the many texts that are remembered most words are the same.
+        sys.intern(_even_digits(match[0]) if match.lastgroup == "number" else match[0])
+        for match in _TOKEN.finditer(plain.strip())
     ]
     return _from_first_word(tuple(_even_phrases(_even_numbers(found, vocabulary), vocabulary)))
 
@@ -90,7 +96,7 @@ def _even_phrases(tokens: Sequence[str], vocabulary: Vocabulary) -> list[str]:
     found: list[str] = []
     index = 0
     while index < len(tokens):
-        for length in range(vocabulary.longest, 0, -1):
+        for length in range(vocabulary.longest.get(tokens[index], 0), 0, -1):
             phrase = vocabulary.phrases.get(tuple(tokens[index : index + length]))
             if phrase is not None:
                 found += phrase
@@ -164,7 +170,8 @@ def yes_or_no(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str |
         # `Yes, no doubt` goes on; `no, yes there is` does not stay with its no.
         return YES if tokens[0] == YES and not is_verdict(tokens[tokens.index(NO) :]) else None
     if is_verdict(tokens):
-        return tokens[0]
+        # `Yes, there is no ship` says both.
+        return None if existence(_from_first_word(tokens[1:]), question, vocabulary) == opposite else tokens[0]
     if tokens[1] in vocabulary.words["no_answers"] or is_number(tokens[1]):
         return None
     said, sought = _noun_phrase(tokens[1:], vocabulary), _sought(question, vocabulary)
@@ -188,14 +195,23 @@ def count_said(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str 
     refusing = vocabulary.words["denials"] | vocabulary.words["bounds"]
     if not refusing.isdisjoint(words[1:]):
         return None
-    asked = set(question)
+    question = _from_how_many(question)
+    asked_things = vocabulary.things.intersection(question)
     if not numbers and words[0] in (NO, "none"):
-        return "0" if words == ("none",) or (words[1:] and words[1] in (asked or vocabulary.things)) else None
+        idle = vocabulary.words["position_fillers"] | vocabulary.words["verbs"] | vocabulary.words["determiners"]
+        counted = next((word for word in words[1:] if word not in idle), None)
+        if counted is None:
+            return "0" if words[0] == "none" else None
+        return "0" if counted in (asked_things or question or vocabulary.things) else None
     if numbers != {words[0]} or len(words[0]) > LONGEST_COUNT:
         return None
     counted = next((word for word in words if word in vocabulary.things), None)
-    asked_things = asked & vocabulary.things
     return None if counted and asked_things and counted not in asked_things else words[0]
+
+
+def _from_how_many(question: Tokens) -> Tokens:
+    # What stands in front may be `The classes are: tank, car, ship.`, of which nothing is asked.
+    return question[next((index for index, pair in enumerate(pairwise(question)) if pair == ("how", "many")), 0) :]
 
 
 def existence(tokens: Tokens, question: Tokens, vocabulary: Vocabulary) -> str | None:

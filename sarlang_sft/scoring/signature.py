@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from sarlang_sft.scoring.predictions import Row
+from sarlang_sft.boxes import PLACEHOLDER
+from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
 
 DIGITS = 8  # of the hashes
 
@@ -33,8 +34,20 @@ def signature(rules: Mapping[str, str | int], rows: Sequence[Row], split: str, t
 
 
 def questions_hash(rows: Sequence[Row]) -> str:
-    """Of the ids, questions and stored answers that are scored, in any order; predictions do not change it."""
-    return short_hash(sorted((row.id, row.question, row.label) for row in rows))
+    """Of what predictions are held against, in any order: ids, questions and stored answers, and what else decides.
+
+    That are the boxes that an answer names as `<box:i>`, and of a caption its images and style, which gather its
+    references, and all boxes, which its facts are held against.
+    """
+    return short_hash([_truth(row) for row in sorted(rows, key=lambda row: (row.id, row.question, row.label))])
+
+
+def _truth(row: Row) -> list[object]:
+    truth = [row.id, row.question, row.label]
+    boxes = [[box.label, *box.points] for box in row.boxes]
+    if row.task == CAPTION_TASK:
+        return [*truth, row.images, row.style, boxes]
+    return [*truth, boxes] if PLACEHOLDER.search(row.label) else truth
 
 
 def short_hash(content: object) -> str:

@@ -4,6 +4,7 @@ No grammar is known here, only what stands in front of a named thing within a ph
 several, `the` (which refers back), `no`. docs/scoring_captions.md states the rules with examples.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -61,7 +62,8 @@ _KINDS: dict[tuple[Kind, Count | str | None], str] = {
     (Kind.COUNT, ONE): "a|an|single|lone|solitary|another",
     (Kind.COUNT, Count(2, 2)): "pair of|couple of",
     (Kind.COUNT, Count(3, 3)): "trio of",
-    (Kind.COUNT, Count(12, 12)): "dozen",
+    (Kind.COUNT, Count(6, 6)): "half a dozen|half dozen",
+    (Kind.COUNT, Count(12, 12)): "dozen|a dozen",
     (Kind.COUNT, SEVERAL): (
         "several|many|multiple|numerous|some|various|few|countless|group of|groups of|number of|row of|rows of|line of"
         "|lines of|cluster of|clusters of|fleet of|collection of|series of|lot of|lots of|plenty of|variety of"
@@ -81,17 +83,21 @@ _KINDS: dict[tuple[Kind, Count | str | None], str] = {
         "of|in|on|at|by|near|with|beside|along|around|from|to|for|into|over|under|between|through|across|behind|beneath|"
         "inside|outside|within|toward|towards|as|is|are|was|were|be|being|been|has|have|having|can|could|may|might|shows|"
         "show|showing|see|sees|seen|depicts|contains|contain|containing|features|featuring|lie|lies|lying|stand|stands|"
-        "which|who|where|while|there|it|but|however|though|although|image|scene|picture"
+        "only|just|which|who|where|while|there|it|but|however|though|although|image|scene|picture"
     ),
     (Kind.LIST, None): ":|including|includes|include|namely|consisting of|comprising|of which",
     (Kind.AND, None): ",|and|&",
     (Kind.OR, None): "or",
     (Kind.END, None): ".|!|?|;|\n",
-    (Kind.UNIT, None): "m|km|meter|meters|metre|metres|pixel|pixels|px|percent|degrees",
+    (Kind.UNIT, None): (
+        "m|km|meter|meters|metre|metres|pixel|pixels|px|percent|degrees|lane|lanes|way|story|stories|storey|storeys|span"
+        "|spans|engine|engined|thousand|million"
+    ),
     # What looks like one of these, or like a thing, and is not.
     (Kind.PLAIN, None): (
-        "not only|no other|sign of|signs of|evidence of|trace of|traces of|car park|car parks|car parking|tank farm|"
-        "tank farms|aircraft hangar|aircraft hangars|aircraft parking|ship yard|"
+        "not only|not all|not every|not many|no other|sign of|signs of|evidence of|trace of|traces of|car park|"
+        "car parks|car parking|tank farm|tank farms|aircraft carrier|aircraft carriers|aircraft hangar|"
+        "aircraft hangars|aircraft parking|ship yard|"
         "ship yards|port side|port of"
     ),
 }
@@ -104,8 +110,9 @@ _BOUNDS: dict[str, Callable[[int], Count]] = {
     "at most": lambda number: Count(1, max(number, 1)),
     "fewer than": lambda number: Count(1, max(number - 1, 1)),
 }
+_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}),(?=\d{3}(?![\d,]))")
 # Numbers become digits, but spellings stay: a plural says more than its thing.
-_NUMBERS_ALONE = replace(VOCABULARY, phrases={}, longest=1)
+_NUMBERS_ALONE = replace(VOCABULARY, phrases={}, longest={})
 
 
 @lru_cache(maxsize=1024)
@@ -162,7 +169,7 @@ def _mentions(caption: str, forms: Mapping[Phrase, Form]) -> Iterator[Mention]:
     count: Count | None = None
     back = denied = listed = False
     gap, before = 0, Kind.END
-    pieces = [*_pieces(read_tokens(caption, _NUMBERS_ALONE), forms), (Kind.END, None)]
+    pieces = [*_pieces(read_tokens(_THOUSANDS.sub(r"\1", caption), _NUMBERS_ALONE), forms), (Kind.END, None)]
     for (kind, value), (following, _) in pairwise(pieces):
         if kind == Kind.THING and following == Kind.THING:
             kind = Kind.PLAIN  # the harbor of `harbor bridges`
@@ -194,19 +201,19 @@ def _pieces(tokens: Sequence[str], forms: Mapping[Phrase, Form]) -> Iterator[tup
     bound = None
     while index < len(tokens):
         if _is_number(tokens[index]):
-            index, count = _number(tokens, index)
-            if count and count.exact and bound:
-                count = _BOUNDS[bound](count.low)
-            bound = None
-            yield (Kind.COUNT, count) if count else (Kind.PLAIN, None)
-            continue
-        phrases = (tuple(tokens[index : index + length]) for length in range(longest, 0, -1))
-        phrase = next((phrase for phrase in phrases if phrase in _WORDS or phrase in forms), (tokens[index],))
-        kind, value = _WORDS.get(phrase) or ((Kind.THING, forms[phrase]) if phrase in forms else (Kind.PLAIN, None))
+            index, value = _number(tokens, index)
+            kind = Kind.COUNT if value else Kind.PLAIN
+        else:
+            phrases = (tuple(tokens[index : index + length]) for length in range(longest, 0, -1))
+            phrase = next((phrase for phrase in phrases if phrase in _WORDS or phrase in forms), (tokens[index],))
+            thing_or_word = (Kind.THING, forms[phrase]) if phrase in forms else (Kind.PLAIN, None)
+            kind, value = _WORDS.get(phrase) or thing_or_word
+            index += len(phrase)
+        if kind == Kind.COUNT and value.exact and bound:
+            value = _BOUNDS[bound](value.low)
         if kind != Kind.BOUND:
             yield kind, value
         bound = value if kind == Kind.BOUND else None
-        index += len(phrase)
 
 
 def _is_number(token: str) -> bool:
@@ -215,10 +222,15 @@ def _is_number(token: str) -> bool:
 
 
 def _number(tokens: Sequence[str], index: int) -> tuple[int, Count | None]:
-    """Where a number or a range (`two or three`, `2-3`) ends, and what it counts: nothing if it measures."""
+    """Where a number (`two dozen`) or a range (`2-3`) ends, and what it counts: nothing if it measures."""
     low = high = int(tokens[index])
+    between = tokens[max(index - 1, 0) : index] == ("between",)
     index += 1
-    joined = tokens[index : index + 1] in (("or",), ("to",))
+    if tokens[index : index + 1] == ("dozen",):
+        return index + 1, Count(12 * low, 12 * low)
+    if tokens[index : index + 2] == ("or", "more"):
+        return index + 2, Count(low, None)
+    joined = tokens[index : index + 1] in (("or",), ("to",)) or (between and tokens[index : index + 1] == ("and",))
     other = tokens[index + joined : index + joined + 1]
     if other and _is_number(other[0]) and low < int(other[0]):
         high = int(other[0])

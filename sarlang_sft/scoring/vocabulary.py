@@ -23,14 +23,14 @@ class Vocabulary:
     Attributes:
         things: Their names.
         phrases: What each spelling stands for: `("storage", "tanks")` for `("tank",)`.
-        longest: Words of the longest phrase.
+        longest: Words of the longest phrase, by its first word.
         words: Of every list in the file by its name, and what `spellings` turns into others.
         hash: Of all that it holds.
     """
 
     things: frozenset[str]
     phrases: Mapping[Phrase, Phrase]
-    longest: int
+    longest: Mapping[str, int]
     numbers: Mapping[str, int]
     words: Mapping[str, frozenset[str]]
     hash: str
@@ -53,10 +53,11 @@ def read_vocabulary(synonyms: Path | None = None) -> Vocabulary:
         for ending in ("", "s")
     }
     phrases = spelt | named
+    longest = {phrase[0]: len(phrase) for phrase in sorted(phrases, key=len)}
     return Vocabulary(
         things=frozenset(content[THINGS]),
         phrases=phrases,
-        longest=max(map(len, phrases)),
+        longest=longest,
         numbers=content[NUMBERS],
         words={key: frozenset(words) for key, words in content.items() if key not in (THINGS, NUMBERS)},
         hash=short_hash(content),
