@@ -20,6 +20,7 @@ from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.eval_questions import exchange_images, leave_out_images, read_questions
 from sarlang_sft.fingerprints import base_fingerprint
+from sarlang_sft.imagery import load_ops
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.interruption import leave_at_once
 from sarlang_sft.predict import Asking, open_predictions, predict_to_file
@@ -96,7 +97,10 @@ def main() -> None:
     content = {  # names stay when what they name is trained anew
         "model_fingerprint": base_fingerprint(args.model) if args.model else None,
         "adapter_fingerprint": base_fingerprint(args.adapter) if adapted else None,
+        "image_ops": load_ops(Path(args.adapter or args.model)) if args.model else [],
         "questions": file_hash(Path(args.data) / f"{args.split}.parquet"),
+        # which scene is shown instead depends on which there are
+        "exchanged_among": [args.subsets, args.tasks, args.limit] if args.exchange_images else None,
     }
     settings = {name: vars(args)[name] for name in MADE_WITH} | {"bits": bits} | content
     if args.engine == "openai":

@@ -211,6 +211,8 @@ def test_blind_questions_keep_their_text_and_never_their_image(data: Path) -> No
     assert [(q.id, q.turns) for q in blind] == [(q.id, q.turns) for q in questions]
     assert all(a.images != b.images for a, b in zip(blind, questions, strict=True))
     assert {q.images[0] for q in blind} == {q.images[0] for q in questions}
+    with pytest.raises(InputError, match="needs questions about two images at least"):
+        exchange_images(questions[:1])
 
 
 def test_ask_answers_about_one_image(tiny: Path, sample: Path, tmp_path: Path) -> None:

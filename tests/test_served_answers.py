@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
+from threading import Barrier, Lock
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from chat_server import IMPATIENT, MODEL, MisbehavingServer, image_of, misbehaving_server, text_of
-from conftest import ROOT, with_adapters
+from conftest import HUNG, ROOT, with_adapters
 from PIL import Image
 
 from sarlang_sft.backbones import BACKBONES
@@ -230,6 +230,9 @@ def test_models_that_are_none_of_ours_and_questions_without_images_are_asked_pla
     blind = leave_out_images(questions)
     assert predict_by_server(server, None, blind, sample, tmp_path / "blind.jsonl", 16) == (3, {})
     assert [image_of(body) for body in served.received[3:]] == [""] * 3
+    together = Barrier(3)
+    served.say = lambda body: str(together.wait(HUNG))
+    assert predict_by_server(server, None, blind, sample, tmp_path / "again.jsonl", 16) == (3, {})
 
 
 def adapter_at(out: Path, tiny: Path, **options: Any) -> Path:
