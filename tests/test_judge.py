@@ -136,6 +136,10 @@ def test_the_cost_is_shown_first_and_a_dear_judge_is_not_asked(
     judge_at(served, tmp_path)(questions[:99])
     judge_at(served, tmp_path, prices=dear.prices, max_cost=0.5)(questions)
     assert "100 requests, 99 of them replied to before" in capsys.readouterr().out
+    twice = judge_at(served, tmp_path, prices=[0.0, 1e4], max_cost=0.3)
+    twice([JudgeQuestion("Who?", "forest", "a")])
+    with pytest.raises(InputError, match=r"up to 0\.32, 0\.16 of it for what was asked before; no more was asked"):
+        twice([JudgeQuestion("Who?", "forest", "b")])
 
 
 @pytest.fixture
@@ -206,6 +210,10 @@ def test_a_judge_is_found_at_its_server_and_only_where_one_is_asked(served: Misb
     with pytest.raises(InputError, match="the protocol exact asks no judge"):
         open_judge(JudgeArguments(MODEL, served.url), "exact", out)
     judge = open_judge(JudgeArguments(MODEL, served.url, judge_cache=str(tmp_path / "x" / "replies")), "judge", out)
+    assert judge.name == f"{MODEL}+prompt{PROMPT_VERSION}"
+    served.models += [{"id": "judge", "root": "/models/large"}]
+    other = open_judge(JudgeArguments("judge", served.url), "judge", out)
+    assert other.name == f"judge=large+prompt{PROMPT_VERSION}", "a name given anew is another judge in the signature"
     assert judge.server.root == "/models/tiny" and judge.cache.path == tmp_path / "x" / "replies"
 
 
