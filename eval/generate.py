@@ -24,6 +24,7 @@ from sarlang_sft.imagery import load_ops
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.interruption import leave_at_once
 from sarlang_sft.predict import Asking, open_predictions, predict_to_file
+from sarlang_sft.prediction_files import answered_ids
 from sarlang_sft.quantisation import bits_of
 from sarlang_sft.records import file_hash, image_root_of
 from sarlang_sft.served_answers import ServerArguments, open_served, predict_by_server
@@ -117,7 +118,10 @@ def main() -> None:
         for why, number in Counter(unusable.values()).most_common():
             name = next(name for name in unusable if unusable[name] == why)
             print(f"{number} images or questions stay unanswered, such as {name}: {why}")
-        print(f"{count} prompts answered for {len(questions)} questions: {path}")
+        answered = len(answered_ids(path, questions))
+        print(f"{count} prompts answered for {len(questions)} questions, {answered} of which have an answer: {path}")
+        if not answered:
+            raise InputError(f"{path}: none of the questions could be answered, see above")
 
 
 if __name__ == "__main__":

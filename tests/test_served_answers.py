@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from chat_server import IMPATIENT, MODEL, MisbehavingServer, image_of, misbehaving_server, text_of
-from conftest import HUNG, ROOT, with_adapters
+from conftest import HUNG, ROOT, run_here, with_adapters
 from PIL import Image
 
 from sarlang_sft.backbones import BACKBONES
@@ -281,6 +281,35 @@ def test_an_adapter_on_the_language_model_is_asked_by_its_name(
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="describes no LoRA"):
         open_served(served.client(model="radar"), str(tiny), str(adapter), None)
+
+
+def test_a_generation_without_any_answer_is_no_success(
+    served: MisbehavingServer,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served.plan = ["400"]
+    words = [
+        "--engine",
+        "openai",
+        "--base_url",
+        served.url,
+        "--served_model",
+        MODEL,
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+    ]
+    with pytest.raises(SystemExit) as ended:
+        run_here(monkeypatch, "eval/generate.py", *words, "--limit", 3, "--concurrency", 1)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and "none of the questions could be answered" in said.err
+    assert "0 prompts answered for 3 questions, 0 of which have an answer" in said.out
+    run_here(monkeypatch, "eval/generate.py", *words, "--limit", 3)
+    assert "3 of which have an answer" in capsys.readouterr().out
 
 
 def generate_words(served: MisbehavingServer, tiny: Path, data: Path, out: Path, *more: object) -> list[str]:
