@@ -1,4 +1,4 @@
-"""Answer every question of a split, greedily.
+r"""Answer every question of a split, greedily.
 
     python eval/generate.py --model Qwen/Qwen2.5-VL-7B-Instruct --adapter runs/qwen --data data/sarlang \
         --out runs/qwen/eval
@@ -78,8 +78,8 @@ def main() -> None:
     args, server_args = parse_arguments([GenerateArguments, ServerArguments], __doc__)
     if args.engine not in ("hf", "openai") or (args.engine == "hf" and args.model is None):
         raise InputError(f"--engine {args.engine}: must be hf, which needs --model, or openai")
-    if args.batch_size < 1 or args.max_new_tokens < 1:
-        raise InputError("--batch_size and --max_new_tokens must be at least 1")
+    if min(args.batch_size, args.max_new_tokens, 1 if args.limit is None else args.limit) < 1:
+        raise InputError("--batch_size, --max_new_tokens and --limit must be at least 1")
     if args.exchange_images and args.without_images:
         raise InputError("--exchange_images and --without_images exclude each other: choose one")
     leave_at_once(lambda: None)

@@ -69,6 +69,7 @@ def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
         assert refused.value.code == 2
         return capsys.readouterr().err
 
+    assert "--limit must be at least 1" in refusal("--limit", -1), "which would leave out the last one"
     half = tmp_path / "half/predictions.jsonl"
     half.parent.mkdir()
     half.write_text("".join(json.dumps(row) + "\n" for row in rows[:11]) + '{"id": "torn')

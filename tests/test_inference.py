@@ -237,3 +237,5 @@ def test_every_script_shows_its_help(
             runpy.run_path(str(path), run_name="__main__")
         output = capsys.readouterr().out
         assert ended.value.code == 0 and output.startswith("usage:") and "--" in output, path
+        launches = [line for line in output.splitlines() if f"{folder}/{path.name} " in line]
+        assert all(len(line) <= 119 for line in launches), f"{path}: launch lines stand as they can be typed"
