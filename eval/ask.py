@@ -1,4 +1,4 @@
-"""Ask a model about one image.
+r"""Ask a model about one image.
 
     python eval/ask.py --model outputs/demo/base --adapter outputs/demo/lora \
         --image outputs/demo/sample/SARimages/SIM_000001.png "How many ships are in the image?"

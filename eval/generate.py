@@ -1,4 +1,4 @@
-"""Answer every question of a split, greedily.
+r"""Answer every question of a split, greedily.
 
     python eval/generate.py --model Qwen/Qwen2.5-VL-7B-Instruct --adapter runs/qwen --data data/sarlang \
         --out runs/qwen/eval
@@ -20,9 +20,11 @@ from sarlang_sft.crew import Crew
 from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.eval_questions import exchange_images, leave_out_images, read_questions
 from sarlang_sft.fingerprints import base_fingerprint
+from sarlang_sft.imagery import load_ops
 from sarlang_sft.inference import load_tuned
 from sarlang_sft.interruption import leave_at_once
 from sarlang_sft.predict import Asking, open_predictions, predict_to_file
+from sarlang_sft.prediction_files import answered_ids
 from sarlang_sft.quantisation import bits_of
 from sarlang_sft.records import file_hash, image_root_of
 from sarlang_sft.served_answers import ServerArguments, open_served, predict_by_server
@@ -76,8 +78,8 @@ def main() -> None:
     args, server_args = parse_arguments([GenerateArguments, ServerArguments], __doc__)
     if args.engine not in ("hf", "openai") or (args.engine == "hf" and args.model is None):
         raise InputError(f"--engine {args.engine}: must be hf, which needs --model, or openai")
-    if args.batch_size < 1 or args.max_new_tokens < 1:
-        raise InputError("--batch_size and --max_new_tokens must be at least 1")
+    if min(args.batch_size, args.max_new_tokens, 1 if args.limit is None else args.limit) < 1:
+        raise InputError("--batch_size, --max_new_tokens and --limit must be at least 1")
     if args.exchange_images and args.without_images:
         raise InputError("--exchange_images and --without_images exclude each other: choose one")
     leave_at_once(lambda: None)
@@ -96,7 +98,10 @@ def main() -> None:
     content = {  # names stay when what they name is trained anew
         "model_fingerprint": base_fingerprint(args.model) if args.model else None,
         "adapter_fingerprint": base_fingerprint(args.adapter) if adapted else None,
+        "image_ops": load_ops(Path(args.adapter or args.model)) if args.model else [],
         "questions": file_hash(Path(args.data) / f"{args.split}.parquet"),
+        # which scene is shown instead depends on which there are
+        "exchanged_among": [args.subsets, args.tasks, args.limit] if args.exchange_images else None,
     }
     settings = {name: vars(args)[name] for name in MADE_WITH} | {"bits": bits} | content
     if args.engine == "openai":
@@ -113,7 +118,10 @@ def main() -> None:
         for why, number in Counter(unusable.values()).most_common():
             name = next(name for name in unusable if unusable[name] == why)
             print(f"{number} images or questions stay unanswered, such as {name}: {why}")
-        print(f"{count} prompts answered for {len(questions)} questions: {path}")
+        answered = len(answered_ids(path, questions))
+        print(f"{count} prompts answered for {len(questions)} questions, {answered} of which have an answer: {path}")
+        if not answered:
+            raise InputError(f"{path}: none of the questions could be answered, see above")
 
 
 if __name__ == "__main__":

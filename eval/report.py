@@ -1,4 +1,4 @@
-"""Runs side by side: one web page that opens from disk without a network, the same as Markdown, and a summary.
+r"""Runs side by side: one web page that opens from disk without a network, the same as Markdown, and a summary.
 
     python eval/report.py --data outputs/demo/data --out outputs/demo \
         --runs before=outputs/demo/predictions_before.jsonl after=outputs/demo/predictions_after.jsonl \

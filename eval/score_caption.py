@@ -1,4 +1,4 @@
-"""Score the captions of a split with BLEU, METEOR, ROUGE-L and CIDEr, and their facts where images have boxes.
+r"""Score the captions of a split with BLEU, METEOR, ROUGE-L and CIDEr, and their facts where images have boxes.
 
 The field's standard, PTB tokens and all references of an image and style:
 

@@ -1,4 +1,4 @@
-"""Score the answers to a split's questions (all that are no captions). docs/scoring.md says what the figures mean.
+r"""Score the answers to a split's questions (all that are no captions). docs/scoring.md says what the figures mean.
 
 The project's own deterministic protocol:
 

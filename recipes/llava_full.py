@@ -1,4 +1,4 @@
-"""Full fine-tuning of a LLaVA model on a data folder.
+r"""Full fine-tuning of a LLaVA model on a data folder.
 
     python recipes/llava_full.py                                     # the demo's base: a tiny model on optical scenes
     torchrun --nproc_per_node 8 recipes/llava_full.py --model_name_or_path llava-hf/llava-1.5-7b-hf \

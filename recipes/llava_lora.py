@@ -1,4 +1,4 @@
-"""LoRA fine-tuning of a LLaVA model on a data folder.
+r"""LoRA fine-tuning of a LLaVA model on a data folder.
 
     python recipes/llava_lora.py                        # without arguments: an untaught tiny model, a few steps, CPU
     torchrun --nproc_per_node 8 recipes/llava_lora.py --config recipes/configs/llava_1_5_7b_lora.yaml

@@ -1,4 +1,4 @@
-"""Full fine-tuning of a Qwen-VL model on a data folder.
+r"""Full fine-tuning of a Qwen-VL model on a data folder.
 
     python recipes/qwen_full.py                                     # the demo's base: a tiny model on optical scenes
     torchrun --nproc_per_node 8 recipes/qwen_full.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct \

@@ -1,4 +1,4 @@
-"""LoRA fine-tuning of a Qwen-VL model on a data folder.
+r"""LoRA fine-tuning of a Qwen-VL model on a data folder.
 
     python recipes/qwen_lora.py                                     # the demo: a tiny model on simulated scenes, CPU
     torchrun --nproc_per_node 8 recipes/qwen_lora.py --config recipes/configs/qwen2_5_vl_7b_lora.yaml

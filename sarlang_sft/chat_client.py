@@ -83,7 +83,7 @@ async def _ask(
     server: ChatServer, client: AsyncOpenAI, request: ChatRequest, cache: ReplyCache | None
 ) -> Reply | Failure:
     body = request.body(server.model)
-    known = cache.find(server.root, body) if cache is not None else None
+    known = cache.find(server.stands_for, body) if cache is not None else None
     if known is not None:
         return known
     outcome = await until_read(
@@ -94,7 +94,7 @@ async def _ask(
         read_reply,
     )
     if cache is not None and isinstance(outcome, Reply):
-        cache.add(server.root, body, outcome)
+        cache.add(server.stands_for, body, outcome)
     return outcome
 
 

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
+from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, Omit
 
 from sarlang_sft.errors import InputError
 
@@ -51,6 +51,11 @@ class ChatServer:
     first_wait: float = 1.0
     root: str | None = None
     parent: str | None = None
+
+    @property
+    def stands_for(self) -> str:
+        """What tells the model from others of its name: its root, or where it is served if that says no more."""
+        return self.base_url if self.root in (None, self.model) else self.root
 
     def facts(self) -> dict[str, str | None]:
         """Which model answers, to be kept with its answers; not where, which may change."""
@@ -107,18 +112,26 @@ def open_client(server: ChatServer) -> AsyncOpenAI:
     """A connection to a server; raises [`InputError`] if its URL is none, or its key is missing."""
     try:
         url = urlsplit(server.base_url)
-        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and "@" not in url.netloc
     except ValueError:
         usable = False
     if not usable:
-        raise InputError(f"{server.base_url}: is no URL of a server; give one like http://127.0.0.1:8000/v1")
+        shown = server.base_url.rpartition("@")[2]  # what stands before may be a password
+        raise InputError(f"{shown}: is no URL of a server; give one like http://127.0.0.1:8000/v1, without a password")
     key = _key(server) or "none"  # servers without keys ignore it
-    return AsyncOpenAI(base_url=server.base_url, api_key=key, max_retries=0, timeout=server.timeout)
+    # of the environment, which the package would tell any server
+    private = {} if _of_openai(server) else {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+    return AsyncOpenAI(
+        base_url=server.base_url, api_key=key, max_retries=0, timeout=server.timeout, default_headers=private
+    )
+
+
+def _of_openai(server: ChatServer) -> bool:
+    return urlsplit(server.base_url).hostname == OPENAI_HOST
 
 
 def _key_variable(server: ChatServer) -> str | None:
-    of_openai = urlsplit(server.base_url).hostname == OPENAI_HOST
-    return server.key_variable or (OPENAI_KEY if of_openai else None)
+    return server.key_variable or (OPENAI_KEY if _of_openai(server) else None)
 
 
 def _key(server: ChatServer) -> str | None:
@@ -164,9 +177,7 @@ async def until_read(server: ChatServer, call: Callable[[], Awaitable[Any]], rea
             try:
                 return read(json.loads(reply.content))
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-                outcome = Failure(
-                    "unreadable reply", _one_line(server, reply.content[:200].decode("utf-8", "replace"))
-                )
+                outcome = Failure("unreadable reply", _one_line(server, reply.content.decode("utf-8", "replace")))
     return outcome
 
 

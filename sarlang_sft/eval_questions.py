@@ -81,8 +81,13 @@ def exchange_images(questions: list[Question]) -> list[Question]:
     """Every question about another scene: image i of n is replaced by image i + n // 2, in order of appearance.
 
     What a model still answers rightly then it knows without seeing (the blind baseline).
+
+    Raises:
+        InputError: All of them are about one scene.
     """
     order = list(dict.fromkeys(tuple(question.images) for question in questions))
+    if len(order) < 2:
+        raise InputError("--exchange_images: needs questions about two images at least; raise --limit")
     shift = len(order) // 2
     other = {images: list(order[(index + shift) % len(order)]) for index, images in enumerate(order)}
     return [replace(question, images=other[tuple(question.images)]) for question in questions]

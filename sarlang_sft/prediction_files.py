@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from sarlang_sft.errors import InputError
 from sarlang_sft.eval_questions import Question
 from sarlang_sft.locks import HeldElsewhereError, sign_lock, take_lock
-from sarlang_sft.scoring.predictions import settings_beside
+from sarlang_sft.scoring.predictions import read_json, settings_beside
 from sarlang_sft.whole_output import CannotWriteError, whole_file
 
 PredictionRow = dict[str, Any]
@@ -83,7 +83,7 @@ def keep_settings(path: Path, settings: dict[str, Any]) -> None:
     """
     beside = settings_beside(path)
     if any(file.stat().st_size for file in _files_of(path)):
-        begun = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        begun = read_json(beside) if beside.is_file() else {}
         for name, value in settings.items():
             if name not in begun:
                 raise InputError(f"{path}: holds answers, and nothing says with which {name}; choose another --out")

@@ -41,18 +41,18 @@ class ReplyCache:
             except (ValueError, LookupError, TypeError):
                 continue
 
-    def find(self, root: str | None, body: dict[str, Any]) -> Reply | None:
+    def find(self, model: str, body: dict[str, Any]) -> Reply | None:
         """The reply to a request.
 
         Args:
-            root: What stands behind the model's name, where the server says: names are given anew to other models.
-            body: All that is sent, the model's name included; not where it is sent to.
+            model: See `ChatServer.stands_for`: names are given anew to other models.
+            body: All that is sent, the model's name included.
         """
-        return self._replies.get(_key(root, body))
+        return self._replies.get(_key(model, body))
 
-    def add(self, root: str | None, body: dict[str, Any], reply: Reply) -> None:
+    def add(self, model: str, body: dict[str, Any], reply: Reply) -> None:
         """Keep a reply; raises [`InputError`] if it cannot be written."""
-        key = _key(root, body)
+        key = _key(model, body)
         line = (json.dumps({"key": key, "reply": asdict(reply)}) + "\n").encode()
         try:
             written = os.write(self._file, line)
@@ -63,5 +63,5 @@ class ReplyCache:
         self._replies[key] = reply
 
 
-def _key(root: str | None, body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([root, body], sort_keys=True).encode()).hexdigest()
+def _key(model: str, body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([model, body], sort_keys=True).encode()).hexdigest()

@@ -130,7 +130,7 @@ def predict_by_server(
     left = {question.id: question for question in still_to_ask(questions, done)}
     by_images: dict[tuple[str, ...], list[Question]] = {}
     for question in left.values():
-        by_images.setdefault(tuple(question.images), []).append(question)
+        by_images.setdefault(tuple(question.images) or (question.id,), []).append(question)
     unanswered: dict[str, str] = {}
     frames: dict[str, Frame | None] = {}
     told: set[str] = set()

@@ -51,6 +51,7 @@ class MisbehavingServer(ThreadingHTTPServer):
         spans: Image (a data URL), start and end of every right reply.
         most_at_once: Requests under way together.
         keys: `Authorization` headers.
+        headers: Names of all headers, in lower case.
     """
 
     daemon_threads = True
@@ -67,6 +68,7 @@ class MisbehavingServer(ThreadingHTTPServer):
         self.spans: list[tuple[str, float, float]] = []
         self.most_at_once = self.at_once = 0
         self.keys: set[str | None] = set()
+        self.headers: set[str] = set()
         self.lock = Lock()
 
     @property
@@ -92,6 +94,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The list of models."""
         self.server.keys.add(self.headers["Authorization"])
+        self.server.headers |= {name.lower() for name in self.headers}
         found = self.path == "/v1/models"
         self.send(200 if found else 404, {}, json.dumps({"object": "list", "data": self.server.models}))
 

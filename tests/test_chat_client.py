@@ -144,10 +144,13 @@ def test_the_list_of_models_names_what_is_served(served: MisbehavingServer) -> N
         find_model(ChatServer(served.url.removesuffix("/v1"), MODEL))
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x/v1", "http://", "http://x:port/v1", ""])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://x/v1", "http://", "http://x:port/v1", "", "http://me:secret@x/v1"]
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(InputError, match="is no URL of a server"):
+    with pytest.raises(InputError, match="is no URL of a server") as error:
         find_model(ChatServer(url, MODEL))
+    assert "secret" not in str(error.value)
 
 
 def test_the_key_goes_to_openai_or_where_it_is_named_for_and_into_no_file_or_message(
@@ -155,7 +158,10 @@ def test_the_key_goes_to_openai_or_where_it_is_named_for_and_into_no_file_or_mes
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
     monkeypatch.setenv("MY_KEY", f"{KEY}\n")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-openai")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-openai")
     find_model(served.client())
+    assert served.headers >= {"authorization"} and not served.headers & {"openai-organization", "openai-project"}
     assert served.keys == {"Bearer none"}, "another server does not get to see OpenAI's key"
     served.keys.clear()
     served.plan = ["500"] * 6
@@ -189,6 +195,12 @@ def test_replies_are_remembered_by_everything_that_is_sent_and_failures_are_not(
     served.models[0]["root"] = "/models/another"
     ask(find_model(server), longer, ReplyCache(path))
     assert len(served.received) == 28, "another model behind the same name"
+    with misbehaving_server() as other:
+        for root in (None, MODEL):
+            served.models[0]["root"] = other.models[0]["root"] = root
+            for one in (served, other):
+                ask(find_model(one.client()), requests(2), ReplyCache(path))
+    assert (len(served.received), len(other.received)) == (30, 2), "servers that do not say what stands behind a name"
 
 
 def test_a_torn_line_costs_its_own_reply_alone(served: MisbehavingServer, tmp_path: Path) -> None:
@@ -206,9 +218,9 @@ def test_two_processes_may_share_a_cache(served: MisbehavingServer, tmp_path: Pa
     path = tmp_path / "replies.jsonl"
     first, second = ReplyCache(path), ReplyCache(path)
     for number, cache in enumerate([first, second] * 20):
-        cache.add(None, {"number": number}, Reply("x" * 5000, None, 1, 1))
+        cache.add("m", {"number": number}, Reply("x" * 5000, None, 1, 1))
     both = ReplyCache(path)
-    assert all(both.find(None, {"number": number}) for number in range(40))
+    assert all(both.find("m", {"number": number}) for number in range(40))
 
 
 def test_half_characters_and_refusals_are_replies(served: MisbehavingServer, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
         assert refused.value.code == 2
         return capsys.readouterr().err
 
+    assert "--limit must be at least 1" in refusal("--limit", -1), "which would leave out the last one"
     half = tmp_path / "half/predictions.jsonl"
     half.parent.mkdir()
     half.write_text("".join(json.dumps(row) + "\n" for row in rows[:11]) + '{"id": "torn')
@@ -79,6 +80,15 @@ def test_predictions_are_written_once_each_and_a_half_written_file_is_continued(
     assert f"{left} prompts answered for 30 questions" in capsys.readouterr().out and left < 19
     assert said(rows_of(half)) == said(rows)
     assert "was begun with exchange_images False, not True" in refusal("--exchange_images", "true")
+    settings = tmp_path / "half/predictions.settings.json"
+    begun = json.loads(settings.read_text())
+    settings.write_text(json.dumps(begun | {"image_ops": ["log"]}))
+    assert "was begun with image_ops ['log'], not []" in refusal()
+    settings.write_text(json.dumps(begun | {"exchange_images": True, "exchanged_among": [[], [], 30]}))
+    assert "not [[], [], 20]" in refusal("--exchange_images", "--limit", 20), "among fewer, it is another image"
+    settings.write_text("{")
+    assert "predictions.settings.json: cannot be read as JSON" in refusal()
+    settings.write_text(json.dumps(begun))
     half.write_text('{"id": "another question"}\n')
     assert "holds answers to other questions" in refusal()
 

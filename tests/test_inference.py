@@ -211,6 +211,8 @@ def test_blind_questions_keep_their_text_and_never_their_image(data: Path) -> No
     assert [(q.id, q.turns) for q in blind] == [(q.id, q.turns) for q in questions]
     assert all(a.images != b.images for a, b in zip(blind, questions, strict=True))
     assert {q.images[0] for q in blind} == {q.images[0] for q in questions}
+    with pytest.raises(InputError, match="needs questions about two images at least"):
+        exchange_images(questions[:1])
 
 
 def test_ask_answers_about_one_image(tiny: Path, sample: Path, tmp_path: Path) -> None:
@@ -235,3 +237,5 @@ def test_every_script_shows_its_help(
             runpy.run_path(str(path), run_name="__main__")
         output = capsys.readouterr().out
         assert ended.value.code == 0 and output.startswith("usage:") and "--" in output, path
+        launches = [line for line in output.splitlines() if f"{folder}/{path.name} " in line]
+        assert all(len(line) <= 119 for line in launches), f"{path}: launch lines stand as they can be typed"

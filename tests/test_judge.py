@@ -28,17 +28,26 @@ RIGHT = [
     "1\n\nThe truth has 0 ships, and so does the answer.", "Both say 10 ships, so:\n\n**1**", "１", "1/1", "1.0",
     "Yes.",
     "The answer is correct.", "Yes, they are equivalent", '["1"]', "Score: 1 (the same thing)", "1 out of 1", "`1`",
-    "<thinking>it is wrong</thinking>\nCorrect",
+    "<thinking>it is wrong</thinking>\nCorrect", "1, both say 10 ships",
+    "1 because both say 10 ships", "Verdict: 1 (10 is ten)",
+    "The correct answer is a lake, and so is this: 1",
 ]  # fmt: skip
 WRONG = [
     "0", "0.", "**0**", "The answer is 0.", "Incorrect", "wrong", '{"score": 0}', '{"correct": false}', "0/1", "0.0",
     "<think>1 or 0, it is 1 at first sight</think> 0", "not correct", "It is not really correct.", "No, it differs.",
-    "This isn't equivalent", "0\nThe truth says 1 and the answer 2.", "False",
+    "This isn't equivalent", "They aren't equivalent", "They don’t seem equivalent", "1 is not correct, so 0",
+    "Incorrect: the truth has 1 ship, the answer 3.", "0 - the truth says 10", "not 1 but 0",
+    "The correct answer is forest, but the answer says lake: 0.",
+    "I cannot give a 1 here, so it is 0.", "0\nThe truth says 1 and the answer 2.", "False",
 ]  # fmt: skip
 OPEN = [
     "", "   ", "1 or 0", "0 1", "maybe", "10", "0.5", "1/10", "-1", "2", "<think>The truth is 1 and",
     "<think>1</think>",
     "correct or incorrect", '{"score": 0.5}', '{"a": 1, "b": 0}', "q1", "the 1st", "100%", "No clear verdict, 0 or 1",
+    "The answer is not 1", "The answer is not 1.", "I would not give a 1.", "The truth has 1 ship, the answer has 3.",
+    "The truth is 3, the answer is 1.", "The truth says 1 ship and the answer says 10 ships.", "It is not wrong.",
+    "The correct answer is a lake.", "The true answer is forest.", "Partially correct", "Incorrect, so 1",
+    "1. The truth is a forest. 2. The answer is a lake. They differ.", "I cannot say that it is 1 of 2.",
     "[" * 100_000, "I cannot compare these.",
 ]  # fmt: skip
 
@@ -127,6 +136,10 @@ def test_the_cost_is_shown_first_and_a_dear_judge_is_not_asked(
     judge_at(served, tmp_path)(questions[:99])
     judge_at(served, tmp_path, prices=dear.prices, max_cost=0.5)(questions)
     assert "100 requests, 99 of them replied to before" in capsys.readouterr().out
+    twice = judge_at(served, tmp_path, prices=[0.0, 1e4], max_cost=0.3)
+    twice([JudgeQuestion("Who?", "forest", "a")])
+    with pytest.raises(InputError, match=r"up to 0\.32, 0\.16 of it for what was asked before; no more was asked"):
+        twice([JudgeQuestion("Who?", "forest", "b")])
 
 
 @pytest.fixture
@@ -197,6 +210,10 @@ def test_a_judge_is_found_at_its_server_and_only_where_one_is_asked(served: Misb
     with pytest.raises(InputError, match="the protocol exact asks no judge"):
         open_judge(JudgeArguments(MODEL, served.url), "exact", out)
     judge = open_judge(JudgeArguments(MODEL, served.url, judge_cache=str(tmp_path / "x" / "replies")), "judge", out)
+    assert judge.name == f"{MODEL}+prompt{PROMPT_VERSION}"
+    served.models += [{"id": "judge", "root": "/models/large"}]
+    other = open_judge(JudgeArguments("judge", served.url), "judge", out)
+    assert other.name == f"judge=large+prompt{PROMPT_VERSION}", "a name given anew is another judge in the signature"
     assert judge.server.root == "/models/tiny" and judge.cache.path == tmp_path / "x" / "replies"
 
 

@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
+from threading import Barrier, Lock
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from chat_server import IMPATIENT, MODEL, MisbehavingServer, image_of, misbehaving_server, text_of
-from conftest import ROOT, with_adapters
+from conftest import HUNG, ROOT, run_here, with_adapters
 from PIL import Image
 
 from sarlang_sft.backbones import BACKBONES
@@ -230,6 +230,9 @@ def test_models_that_are_none_of_ours_and_questions_without_images_are_asked_pla
     blind = leave_out_images(questions)
     assert predict_by_server(server, None, blind, sample, tmp_path / "blind.jsonl", 16) == (3, {})
     assert [image_of(body) for body in served.received[3:]] == [""] * 3
+    together = Barrier(3)
+    served.say = lambda body: str(together.wait(HUNG))
+    assert predict_by_server(server, None, blind, sample, tmp_path / "again.jsonl", 16) == (3, {})
 
 
 def adapter_at(out: Path, tiny: Path, **options: Any) -> Path:
@@ -278,6 +281,35 @@ def test_an_adapter_on_the_language_model_is_asked_by_its_name(
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="describes no LoRA"):
         open_served(served.client(model="radar"), str(tiny), str(adapter), None)
+
+
+def test_a_generation_without_any_answer_is_no_success(
+    served: MisbehavingServer,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served.plan = ["400"]
+    words = [
+        "--engine",
+        "openai",
+        "--base_url",
+        served.url,
+        "--served_model",
+        MODEL,
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+    ]
+    with pytest.raises(SystemExit) as ended:
+        run_here(monkeypatch, "eval/generate.py", *words, "--limit", 3, "--concurrency", 1)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and "none of the questions could be answered" in said.err
+    assert "0 prompts answered for 3 questions, 0 of which have an answer" in said.out
+    run_here(monkeypatch, "eval/generate.py", *words, "--limit", 3)
+    assert "3 of which have an answer" in capsys.readouterr().out
 
 
 def generate_words(served: MisbehavingServer, tiny: Path, data: Path, out: Path, *more: object) -> list[str]:

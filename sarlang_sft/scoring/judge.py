@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tqdm import tqdm
@@ -109,6 +109,7 @@ class ServedJudge:
         max_tokens: Of a reply; more than a digit needs, for judges that think first.
         prices: Per million tokens sent and received; none are unknown.
         max_cost: Above it nothing is asked, if there are prices.
+        allowed: What earlier calls may have cost.
         outcome: How many requests had which end, to be shown: verdicts, replies without one, and failures by reason.
     """
 
@@ -117,6 +118,7 @@ class ServedJudge:
     max_tokens: int = 16
     prices: Sequence[float] = ()
     max_cost: float | None = None
+    allowed: float = 0.0
     outcome: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, questions: Sequence[JudgeQuestion]) -> list[bool | None]:
@@ -132,9 +134,11 @@ class ServedJudge:
         cut = sum(len(text) > LONGEST_TEXT for question in questions for text in question)
         if cut:
             print(f"Judge {self.server.model}: {cut:,} texts are cut after {LONGEST_TEXT:,} characters", flush=True)
-        if self.max_cost is not None and (cost.money or 0) > self.max_cost:
+        before, self.allowed = self.allowed, self.allowed + (cost.money or 0)
+        if self.max_cost is not None and self.allowed > self.max_cost:
+            more = f", {before:.2f} of it for what was asked before; no more" if before else "; nothing"
             raise InputError(
-                f"--judge_max_cost {self.max_cost:g}: judging may cost up to {cost.money:.2f}; nothing was asked"
+                f"--judge_max_cost {self.max_cost:g}: judging may cost up to {self.allowed:.2f}{more} was asked"
             )
         verdicts: dict[str, bool | None] = {}
         with tqdm(total=len(different), desc="judging", unit=" replies") as progress:
@@ -156,7 +160,7 @@ class ServedJudge:
         sizes = []
         for case in cases:
             body = self._request(case).body(self.server.model)
-            if self.cache.find(self.server.root, body) is None:
+            if self.cache.find(self.server.stands_for, body) is None:
                 sizes.append(len(body["messages"][0]["content"].encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE)
         sent, received = sum(sizes), self.max_tokens * len(sizes)
         money = (sent * self.prices[0] + received * self.prices[1]) / 1e6 if self.prices else None
@@ -164,8 +168,15 @@ class ServedJudge:
 
     @property
     def name(self) -> str:
-        """For the signature of a score: another model or another prompt is another judge."""
-        return f"{self.server.model}+prompt{PROMPT_VERSION}"
+        """For the signature of a score: another model or another prompt is another judge, whatever it is served as.
+
+        Of the server's root, which may be a folder, it takes the last part.
+        """
+        behind = PurePath(self.server.root or "").name
+        model = (
+            self.server.model if behind in ("", PurePath(self.server.model).name) else f"{self.server.model}={behind}"
+        )
+        return f"{model}+prompt{PROMPT_VERSION}"
 
     def facts(self) -> dict[str, Any]:
         """Which judge it was and what became of its requests, to be kept with a score."""
