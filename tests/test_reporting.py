@@ -400,10 +400,11 @@ def test_published_figures_stand_beside_only_where_all_of_the_data_is_sarlang(pi
     rows = [replace(row("a", "a"), source="SpaceNet6"), replace(row("a", "a"), source="SARDet-100K")]
     assert is_sarlang(rows) and not is_sarlang([*rows, row("a", "a")])
     asked = Dialogue("q", "vqa1", "counting", [Turn("How many ships are there?", "2.")])
-    record = Record(["a.png"], 20, 20, "SARDet-100K", "test", dialogues=[asked])
+    strange = Dialogue("s", "vqa1", "all", [Turn("Is there a car?", "No.")])
+    record = Record(["a.png"], 20, 20, "SARDet-100K", "test", dialogues=[asked, strange])
     write_data_folder(tmp_path / "data", to_table([record]), [], pictures, {})
     path = write_predictions(tmp_path / "p.jsonl", questions(tmp_path / "data"), lambda place, row: "2.")
-    read = [read_run("a", path, tmp_path / "data", "test")]
+    read = [read_run(name, path, tmp_path / "data", "test") for name in ("a", "b")]
     report = make_report(tmp_path / "data", "test", read, [], {}, {}, make_gallery(read, pictures, 0))
     write_page(report, tmp_path / "report.html")
     scores = (tmp_path / "report.html").read_text().split('id="scores"')[1].split("</table>")[0]

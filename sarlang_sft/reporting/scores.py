@@ -102,6 +102,11 @@ class Comparison(NamedTuple):
     second: str
     figures: dict[str, Any]
 
+    @property
+    def rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """Over all, then every task; a task may be called `all`, too."""
+        return [("all", self.figures), *self.figures["by_task"].items()]
+
 
 def compare_runs(runs: Sequence[Run]) -> list[Comparison]:
     """Every run that sees its images and answered questions against the first of them."""
