@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "outputs/demo/report.html"
 OUT = ROOT / "docs/images"
 DESK, PHONE = (1180, 1128), (400, 860)
-SCALE, COLOURS, GAP = 1.5, 128, 24
+SCALE, COLOURS, GAP = 1.5, 256, 24
 
 
 def look(browser: Browser, size: tuple[int, int], part: str) -> Image.Image:
@@ -31,8 +31,10 @@ def look(browser: Browser, size: tuple[int, int], part: str) -> Image.Image:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """Write a picture in few colours."""
-    picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(OUT / name, optimize=True)
+    """Write a picture in few colours; the octree keeps the rare ones, as of a word that is wrong."""
+    picture.convert("RGB").quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+        OUT / name, optimize=True
+    )
     print(f"Picture: {OUT / name} ({(OUT / name).stat().st_size / 1000:.0f} kB)")
 
 

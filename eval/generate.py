@@ -22,17 +22,18 @@ from sarlang_sft.eval_questions import exchange_images, leave_out_images, read_q
 from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.imagery import load_ops
 from sarlang_sft.inference import load_tuned
-from sarlang_sft.interruption import leave_at_once
 from sarlang_sft.predict import Asking, open_predictions, predict_to_file
 from sarlang_sft.prediction_files import answered_ids
 from sarlang_sft.quantisation import bits_of
 from sarlang_sft.records import file_hash, image_root_of
 from sarlang_sft.served_answers import ServerArguments, open_served, predict_by_server
+from sarlang_sft.signals import leave_at_once
 
 MADE_WITH = (
     "model",
     "adapter",
     "data",
+    "image_root",
     "split",
     "exchange_images",
     "without_images",

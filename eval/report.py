@@ -2,7 +2,7 @@ r"""Runs side by side: one web page that opens from disk without a network, the 
 
     python eval/report.py --data outputs/demo/data --out outputs/demo \
         --runs before=outputs/demo/predictions_before.jsonl after=outputs/demo/predictions_after.jsonl \
-            blind=outputs/demo/predictions_blind.jsonl \
+            blind=outputs/demo/predictions_blind.jsonl text_only=outputs/demo/predictions_text.jsonl \
         --histories lora=outputs/demo/lora --scores after=outputs/demo/scores_vqa.json \
         --captions after=outputs/demo/scores_caption.json --merged outputs/demo/merged
 
@@ -73,8 +73,9 @@ def main() -> None:
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     contact_sheet(runs, image_root, out / "samples.png")
 
-    accuracies = accuracy_by_task(runs[0].questions, {line.name: line.shares for line in report.lines})
-    print(f"Accuracy on the {args.split} split (protocol exact)\n{accuracy_table(accuracies)}")
+    if report.lines:
+        accuracies = accuracy_by_task(runs[0].questions, {line.name: line.shares for line in report.lines})
+        print(f"Accuracy on the {args.split} split (protocol exact)\n{accuracy_table(accuracies)}")
     print(f"Page: {out / 'report.html'}\nTables: {out / 'report.md'}\nPictures: {out / 'samples.png'}")
     print(f"Summary: {out / 'summary.json'}")
 

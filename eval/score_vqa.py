@@ -27,7 +27,6 @@ from pathlib import Path
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
-from sarlang_sft.interruption import leave_at_once
 from sarlang_sft.reporting.pictures import confusion_picture
 from sarlang_sft.scoring.comparison import check_comparable, compare_verdicts, comparison_summary
 from sarlang_sft.scoring.judge import JudgeArguments, open_judge
@@ -43,6 +42,7 @@ from sarlang_sft.scoring.signature import signature
 from sarlang_sft.scoring.type_figures import figures_summary
 from sarlang_sft.scoring.vocabulary import read_vocabulary
 from sarlang_sft.scoring.vqa import rules_of, score_vqa, verdicts
+from sarlang_sft.signals import leave_at_once
 
 
 @dataclass

@@ -2,19 +2,16 @@
 
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sarlang_sft.errors import STOPPED_EXIT
 from sarlang_sft.ranks import Ranks
+from sarlang_sft.signals import SIGNALS
 
 BEGINNING = time.monotonic()  # of the process, all but the seconds that imports take
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class EvaluationInterrupted(Exception):
@@ -87,27 +84,6 @@ class Interruption(TrainerCallback):
             return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-def leave_at_once(note: Callable[[], None]) -> None:
-    """Until training begins and after it has ended, a signal ends the process with exit code 75: nothing is lost.
-
-    Args:
-        note: Called first.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        note()
-        sys.exit(STOPPED_EXIT)
-
-    for number in SIGNALS:
-        signal.signal(number, leave)
-
-
-def ignore_signals() -> None:
-    """What is left of the program takes a moment: a signal would only spoil its exit code."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def leave_signals_to_trainer(worker: int) -> None:

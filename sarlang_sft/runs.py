@@ -21,11 +21,11 @@ from sarlang_sft.checkpoints import (
     step_of,
 )
 from sarlang_sft.errors import InputError
-from sarlang_sft.interruption import ignore_signals, leave_at_once
 from sarlang_sft.locks import HeldElsewhereError, sign_lock, take_lock
 from sarlang_sft.ranks import Ranks
 from sarlang_sft.run_facts import SCHEDULE, Difference, Facts, collect_facts, find_differences
 from sarlang_sft.run_files import FINISHED, LOCK, RUN, RUNNING, STOPPED
+from sarlang_sft.signals import ignore_signals, leave_at_once
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.whole_output import whole_file
 

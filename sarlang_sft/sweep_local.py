@@ -14,6 +14,7 @@ from tqdm import tqdm
 from sarlang_sft.errors import InputError
 from sarlang_sft.run_files import FINISHED as RUN_FINISHED
 from sarlang_sft.run_files import holder_of, read_evaluations, state_of
+from sarlang_sft.signals import SIGNALS
 from sarlang_sft.sweep_files import Sweep
 from sarlang_sft.sweep_search import find_hopeless, propose
 from sarlang_sft.trial_processes import PATIENCE, End, Slot, TrialProcess
@@ -21,7 +22,6 @@ from sarlang_sft.trials import ENDED, FAILED, FINISHED, INTERRUPTED, RUNNING, ST
 
 EVERY = 0.5  # seconds between two looks at the trials
 BEAT = 10.0  # seconds between two notes of how long they have run
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FIRST = 3  # trials; if all of them fail, so would the others
 KILLS = 3  # without a checkpoint, in a row, after which a trial counts as failed
 Variables = Callable[[Trial], dict[str, str]]

@@ -20,13 +20,13 @@ from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGe
 from sarlang_sft.adapters import lora_config
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import BACKBONES, Backbone, find_backbone
-from sarlang_sft.interruption import SIGNALS
 from sarlang_sft.loading import build_skeleton, load_processor, load_weights
 from sarlang_sft.records import read_dialogue_table, write_data_folder
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.runs import open_run
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.signals import SIGNALS
 from sarlang_sft.trainable import Trainable, choose_trainable
 from sarlang_sft.training import Plan, build_trainer, make_collator, plan_rows, prepare_attention, prepare_tuning
 from sarlang_sft.tuning import TuningArguments

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import runpy
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +22,8 @@ from sarlang_sft.reporting.given import VQA_SCORES, Run, read_run, read_scores, 
 from sarlang_sft.reporting.measures import calibrate, confusions
 from sarlang_sft.reporting.page import embedded, make_report, write_markdown, write_page
 from sarlang_sft.reporting.pictures import confusion_picture, contact_sheet
-from sarlang_sft.reporting.scores import is_sarlang, not_run
+from sarlang_sft.reporting.scores import is_sarlang, missing_baselines, score_lines
+from sarlang_sft.reporting.summary import summarise
 from sarlang_sft.scoring.baselines import (
     class_pattern,
     majority_verdicts,
@@ -109,7 +111,50 @@ def test_chance_is_the_share_of_the_distinct_training_answers_that_are_right(dat
 def test_what_baselines_are_not_run_is_told_from_settings(data: Path, runs: dict[str, Path]) -> None:
     read = [read_run(name, path, data, "test") for name, path in runs.items()]
     assert [run.kind for run in read] == ["plain", "plain", "blind"]
-    assert list(not_run(read)) == ["text-only"] and list(not_run(read[:1])) == ["blind", "text-only"]
+    lines = score_lines(read, data)
+    assert list(missing_baselines(read, lines)) == ["text-only"]
+    assert list(missing_baselines(read[:1], lines)) == ["blind", "text-only"]
+
+
+def test_a_data_folder_without_training_questions_has_neither_majority_nor_chance(
+    data: Path, runs: dict[str, Path], sample: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("manifest.json", "test.parquet"):
+        shutil.copy(data / name, tmp_path / "data")
+    output = run_script("eval/report.py", "--data", tmp_path / "data", "--out", tmp_path, "--image_root", sample,
+                        "--images", "1", "--runs", f"after={runs['after']}")  # fmt: skip
+    assert "majority" not in output
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["majority_accuracy"] is None and summary["after_accuracy"] > 0
+    for page in ("report.html", "report.md"):
+        assert "the data folder has no training questions" in (tmp_path / page).read_text()
+
+
+def test_a_run_of_captions_alone_is_not_scored_on_questions(
+    data: Path, runs: dict[str, Path], sample: Path, tmp_path: Path
+) -> None:
+    def caption(place: int, row: Row) -> str | None:
+        return "A ship." if row.task == CAPTION_TASK else None
+
+    told = read_run("told", write_predictions(tmp_path / "told.jsonl", questions(data), caption), data, "test")
+    read = [told, *(read_run(name, runs[name], data, "test") for name in ("before", "after", "blind"))]
+    report = make_report(data, "test", read, [], {}, {}, make_gallery(read, sample, 1))
+    assert [line.name for line in report.lines] == ["before", "after", "blind", "majority", "random"]
+    assert [line.style for line in report.lines][:2] == [1, 2], "colours are those of the other charts"
+    assert [(one.first, one.second) for one in report.comparisons] == [("before", "after")]
+    assert all(list(one.matrices) == ["before", "after", "blind"] for one in report.confusions)
+    captions = report.gallery.content["tasks"].index(CAPTION_TASK)
+    for entry in report.gallery.content["entries"]:
+        asked = [given is not None for given in entry["answers"]]
+        assert asked == ([True, True, True, False] if entry["task"] == captions else [False, True, True, True])
+    write_page(report, tmp_path / "report.html")
+    assert "told was asked for captions alone" in (tmp_path / "report.html").read_text()
+    accuracies = summarise(report, [], None)
+    assert accuracies["told_accuracy"] is None and accuracies["after_accuracy"] > 0
+    only = make_report(data, "test", read[:1], [], {}, {}, make_gallery(read[:1], sample, 1))
+    assert not only.lines and only.near_misses is None and not only.confusions
+    write_page(only, tmp_path / "report.html")
 
 
 @pytest.mark.parametrize(
@@ -130,8 +175,9 @@ def test_runs_that_answer_nothing_or_are_named_like_baselines_are_refused(data: 
     (tmp_path / "p.jsonl").write_text('{"id": "elsewhere#0", "predict": "x"}\n')
     with pytest.raises(InputError, match="no prediction for any"):
         read_run("a", tmp_path / "p.jsonl", data, "test")
-    with pytest.raises(InputError, match="name of a baseline"):
-        read_run("random", tmp_path / "p.jsonl", data, "test")
+    for name in ("random", "n"):
+        with pytest.raises(InputError, match="name of another column"):
+            read_run(name, tmp_path / "p.jsonl", data, "test")
 
 
 def test_images_are_chosen_evenly_over_applications_and_by_the_split_alone() -> None:
@@ -354,17 +400,18 @@ def test_published_figures_stand_beside_only_where_all_of_the_data_is_sarlang(pi
     rows = [replace(row("a", "a"), source="SpaceNet6"), replace(row("a", "a"), source="SARDet-100K")]
     assert is_sarlang(rows) and not is_sarlang([*rows, row("a", "a")])
     asked = Dialogue("q", "vqa1", "counting", [Turn("How many ships are there?", "2.")])
-    record = Record(["a.png"], 20, 20, "SARDet-100K", "test", dialogues=[asked])
+    strange = Dialogue("s", "vqa1", "all", [Turn("Is there a car?", "No.")])
+    record = Record(["a.png"], 20, 20, "SARDet-100K", "test", dialogues=[asked, strange])
     write_data_folder(tmp_path / "data", to_table([record]), [], pictures, {})
     path = write_predictions(tmp_path / "p.jsonl", questions(tmp_path / "data"), lambda place, row: "2.")
-    read = [read_run("a", path, tmp_path / "data", "test")]
+    read = [read_run(name, path, tmp_path / "data", "test") for name in ("a", "b")]
     report = make_report(tmp_path / "data", "test", read, [], {}, {}, make_gallery(read, pictures, 0))
     write_page(report, tmp_path / "report.html")
     scores = (tmp_path / "report.html").read_text().split('id="scores"')[1].split("</table>")[0]
-    beside = scores.split('<tbody class="published">')[1]
+    beside = scores.split('<tbody class="group published">')[1]
     assert "published, GPT-judged, other protocol" in beside and "arXiv 2504.03254" in beside
     for name in ("InternVL2.5-4B", "SAR experts", "lay people"):
-        assert name in beside and name not in scores.split('<tbody class="published">')[0]
+        assert name in beside and name not in scores.split('<tbody class="group published">')[0]
 
 
 def test_no_text_can_leave_the_data_of_the_page() -> None:

@@ -12,7 +12,6 @@ import pytest
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.checkpoints import last_complete, new_checkpoint
 from sarlang_sft.errors import InputError
-from sarlang_sft.interruption import SIGNALS
 from sarlang_sft.run_facts import (
     FREE_GROUPS,
     MEANS,
@@ -28,6 +27,7 @@ from sarlang_sft.run_facts import (
     find_differences,
 )
 from sarlang_sft.runs import FACTS, FINISHED, Run, open_run, sees
+from sarlang_sft.signals import SIGNALS
 from sarlang_sft.tuning import TuningArguments
 
 

@@ -82,10 +82,13 @@ def _spread(images: list[About]) -> Iterator[About]:
 def make_gallery(runs: Sequence[Run], image_root: Path, count: int) -> Gallery:
     """The images chosen by [`choose_images`], each once, with all questions about them.
 
+    A run that answered no caption, or no question, is shown beside none.
+
     Args:
         runs: At least one; all of the same split.
     """
     rows = {run.name: [*run.captions, *run.questions] for run in runs}
+    asked = {run.name: {True: run.captioned > 0, False: run.answered > 0} for run in runs}  # of captions, of questions
     right = {run.name: [*(None for _ in run.captions), *run.right] for run in runs}
     first = rows[runs[0].name]
     chosen = choose_images(first, count)
@@ -113,7 +116,12 @@ def make_gallery(runs: Sequence[Run], image_root: Path, count: int) -> Gallery:
             "question": clipped(bare_question(row.question)),
             "truth": clipped(row.label),
             "boxes": drawn_boxes(row),
-            "answers": [answer(rows[run.name][place], right[run.name][place]) for run in runs],
+            "answers": [
+                answer(rows[run.name][place], right[run.name][place])
+                if asked[run.name][row.task == CAPTION_TASK]
+                else None
+                for run in runs
+            ],
         }
         for place, row in sorted(enumerate(first), key=lambda item: item[1].task != CAPTION_TASK)
         if row.images in number

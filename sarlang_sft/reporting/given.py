@@ -23,6 +23,7 @@ from sarlang_sft.scoring.predictions import (
 
 PLAIN, BLIND, TEXT_ONLY = "plain", "blind", "text-only"
 LONGEST_NAME = 24
+RESERVED = (MAJORITY, RANDOM, "n")  # columns of tables and of summary.json beside the runs'
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def read_run(name: str, predictions: Path, data: Path, split: str) -> Run:
     Raises:
         InputError: There is no such file, data folder or split, or the file answers none of its questions.
     """
-    if name in (MAJORITY, RANDOM):
-        raise InputError(f"--runs {name}={predictions}: {name} is the name of a baseline; choose another")
+    if name in RESERVED:
+        raise InputError(f"--runs {name}={predictions}: {name} is the name of another column; choose another")
     rows, problems = join_everything(predictions, data, split)
     questions = [row for row in rows if row.task != CAPTION_TASK]
     captions = [row for row in rows if row.task == CAPTION_TASK]

@@ -146,7 +146,15 @@ def length_chart(title: str, truths: Sequence[str], runs: dict[str, tuple[int, l
     highest = max(y for one in series for _, y in one.points)
     about = f"{title}: share of texts by their number of words, {last} and more as one. {means}."
     return Chart(
-        title, about, f"words ({last}: or more)", "share", (0.0, last), (0.0, highest * 1.05), series, True, whole=True
+        title,
+        about,
+        f"words ({last}: or more)",
+        "share of texts",
+        (0.0, last),
+        (0.0, highest * 1.05),
+        series,
+        True,
+        whole=True,
     )
 
 
@@ -215,4 +223,14 @@ def calibration_chart(name: str, style: int, calibration: Calibration) -> Chart:
     about = f"Accuracy by confidence of {name}: {said}."
     most = max(one.n for one in bins)
     columns = [Column(one.place / BINS, (one.place + 1) / BINS, one.n, one.n / most) for one in bins]
-    return Chart(name, about, "confidence", "right", (0.0, 1.0), (0.0, 1.0), series, True, columns=columns)
+    return Chart(
+        name,
+        about,
+        "confidence",
+        "share of answers that are right",
+        (0.0, 1.0),
+        (0.0, 1.0),
+        series,
+        True,
+        columns=columns,
+    )

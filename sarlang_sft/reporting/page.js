@@ -19,8 +19,8 @@ function make(tag, className, text) {
 }
 
 // What can be shown: every choice by its name in the address, with its words and its test of an entry.
-const right = (entry, run) => entry.answers[run].right === true;
-const wrong = (entry, run) => entry.answers[run].right === false;
+const right = (entry, run) => entry.answers[run]?.right === true;
+const wrong = (entry, run) => entry.answers[run]?.right === false;
 const choices = { all: ["everything", () => true] };
 if (plain.length > 1) {
   choices.changed = [
@@ -29,7 +29,7 @@ if (plain.length > 1) {
   ];
   choices.differs = [
     "answered differently",
-    (entry) => new Set(plain.map((run) => (entry.answers[run].text || [null])[0])).size > 1,
+    (entry) => new Set(plain.flatMap((run) => entry.answers[run] ?? []).map((one) => (one.text || [null])[0])).size > 1,
   ];
   for (const later of plain.slice(1)) {
     const [one, two] = [runs[plain[0]].name, runs[later].name];
@@ -40,7 +40,7 @@ if (plain.length > 1) {
 runs.forEach((run, number) => {
   choices[`right-${number}`] = [`${run.name}: right`, (entry) => right(entry, number)];
   choices[`wrong-${number}`] = [`${run.name}: wrong`, (entry) => wrong(entry, number)];
-  choices[`silent-${number}`] = [`${run.name}: no answer`, (entry) => entry.answers[number].text === null];
+  choices[`silent-${number}`] = [`${run.name}: no answer`, (entry) => entry.answers[number]?.text === null];
 });
 
 for (const name of ["", ...tasks]) form.elements.task.append(new Option(name || "all", name));
@@ -52,7 +52,7 @@ function haystack(entry) {
   entry.words ??= [
     entry.question[0],
     entry.truth[0],
-    ...entry.answers.map((answer) => (answer.text ? answer.text[0] : "")),
+    ...entry.answers.map((answer) => (answer?.text ? answer.text[0] : "")),
     ...images[entry.image].names,
   ]
     .join("\n")
@@ -109,7 +109,7 @@ function card(number, members) {
 function outlines(entry) {
   const named = entry.boxes.flatMap((points) => [[entry, points, "under"], [entry, points, "over"]]);
   const guessed = plain.flatMap((run, place) =>
-    (entry.answers[run].boxes || []).map((points) => [entry, points, `guess run-${place % COLOURS}`]));
+    (entry.answers[run]?.boxes || []).map((points) => [entry, points, `guess run-${place % COLOURS}`]));
   return [...named, ...guessed];
 }
 
@@ -143,7 +143,9 @@ function item(entry, pictures) {
   question.append(make("span", "task", tasks[entry.task]), ...withLength(entry.question));
   const said = make("dl", "said");
   said.append(answer("truth", entry.truth, "truth"));
-  entry.answers.forEach(({ text, right: verdict, sure }, run) => {
+  entry.answers.forEach((given, run) => {
+    if (given === null) return; // the run was not asked for captions, or for nothing else
+    const { text, right: verdict, sure } = given;
     const kind = verdict === null ? "" : verdict ? "is-right" : "is-wrong";
     const one = answer(runs[run].name, text, kind);
     if (kind) {

@@ -32,7 +32,7 @@ from sarlang_sft.reporting.scores import (
     Line,
     compare_runs,
     is_sarlang,
-    not_run,
+    missing_baselines,
     read_published,
     score_lines,
     styles_of,
@@ -59,7 +59,7 @@ class Report:
     split: str
     runs: Sequence[Run]
     lines: Sequence[Line]
-    not_run: dict[str, str]
+    missing: dict[str, str]
     published: dict[str, Any]
     same_data: bool
     curves: Sequence[Chart]
@@ -114,26 +114,27 @@ def make_report(
         runs: At least one; all of this split.
         scores, captions: Files of eval/score_vqa.py and eval/score_caption.py, by their names.
     """
-    asked = bool(runs[0].questions)
+    asked = [run for run in runs if run.answered]
+    lines = score_lines(runs, data)
     styles = {name: style for name, style in styles_of(runs).items() if style is not None}
     rows = [*runs[0].questions, *runs[0].captions]
     return Report(
         data=str(data),
         split=split,
         runs=runs,
-        lines=score_lines(runs, data) if asked else [],
-        not_run=not_run(runs),
+        lines=lines,
+        missing=missing_baselines(runs, lines),
         published=read_published(),
         same_data=is_sarlang(rows),
         curves=learning_curves(histories, styles),
-        confusions=confusions(runs),
+        confusions=confusions(asked) if asked else [],
         lengths=_lengths(runs),
         calibrations=_calibrations(runs),
         scores=scores,
         captions=captions,
         gallery=gallery,
-        comparisons=compare_runs(runs) if asked else [],
-        near_misses=near_misses(runs) if asked else None,
+        comparisons=compare_runs(runs),
+        near_misses=near_misses(asked) if asked else None,
         caption_tables=caption_tables(captions),
     )
 

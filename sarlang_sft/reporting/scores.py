@@ -15,7 +15,12 @@ from sarlang_sft.scoring.exact import question_type
 from sarlang_sft.scoring.intervals import share_with_interval
 from sarlang_sft.scoring.predictions import Row, break_down, group_by
 
-NOT_RUN = {BLIND: "eval/generate.py --exchange_images", TEXT_ONLY: "eval/generate.py --without_images"}
+MISSING = {
+    BLIND: "not run: eval/generate.py --exchange_images",
+    TEXT_ONLY: "not run: eval/generate.py --without_images",
+    MAJORITY: "not known: the data folder has no training questions",
+    RANDOM: "not known: the data folder has no training questions",
+}
 Score = dict[str, Any]  # `value`, and `low` and `high` of its 95% interval, None where it is exact
 
 
@@ -40,15 +45,20 @@ class Line(NamedTuple):
 
 
 def score_lines(runs: Sequence[Run], data: Path) -> list[Line]:
-    """Runs, then baselines: those that were run, the majority of the training answers, and chance."""
+    """Runs, then baselines: those that were run, the majority of the training answers, and chance.
+
+    A run that answered captions alone has no line; without training questions there is neither majority nor chance.
+    """
     rows = runs[0].questions
     styles = styles_of(runs)
-    lines = [_line(run.name, about(run), styles[run.name], run.right, rows, run.answered) for run in runs]
-    known = read_training_answers(data)
-    majority = majority_verdicts(known, rows)
-    lines.append(_line(MAJORITY, "most frequent training answer of the question's form", None, majority, rows))
-    chances = random_chances(known, rows)
-    lines.append(_line(RANDOM, "drawn among the form's training answers; exact expectation", None, chances, rows))
+    lines = [
+        _line(run.name, about(run), styles[run.name], run.right, rows, run.answered) for run in runs if run.answered
+    ]
+    if lines and (known := read_training_answers(data)).by_form:
+        majority = majority_verdicts(known, rows)
+        lines.append(_line(MAJORITY, "most frequent training answer of the question's form", None, majority, rows))
+        chances = random_chances(known, rows)
+        lines.append(_line(RANDOM, "drawn among the form's training answers; exact expectation", None, chances, rows))
     return sorted(lines, key=lambda line: line.style is None)
 
 
@@ -92,19 +102,26 @@ class Comparison(NamedTuple):
     second: str
     figures: dict[str, Any]
 
+    @property
+    def rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """Over all, then every task; a task may be called `all`, too."""
+        return [("all", self.figures), *self.figures["by_task"].items()]
+
 
 def compare_runs(runs: Sequence[Run]) -> list[Comparison]:
-    """Every run that sees its images against the first of them."""
-    plain = [run for run in runs if run.kind == PLAIN]
+    """Every run that sees its images and answered questions against the first of them."""
+    plain = [run for run in runs if run.kind == PLAIN and run.answered]
     return [
         Comparison(plain[0].name, run.name, compare_verdicts(run.questions, run.right, plain[0].right))
         for run in plain[1:]
     ]
 
 
-def not_run(runs: Sequence[Run]) -> dict[str, str]:
-    """The baselines that no run is, and the command that makes them."""
-    return {kind: command for kind, command in NOT_RUN.items() if all(run.kind != kind for run in runs)}
+def missing_baselines(runs: Sequence[Run], lines: Sequence[Line]) -> dict[str, str]:
+    """The baselines that are not among the lines, and why or how they are made."""
+    counted = {line.name for line in lines} & {MAJORITY, RANDOM}
+    there = counted | {run.kind for run in runs if run.answered}
+    return {name: why for name, why in MISSING.items() if name not in there}
 
 
 def read_published() -> dict[str, Any]:

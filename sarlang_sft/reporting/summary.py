@@ -14,12 +14,13 @@ def summarise(report: Report, histories: Sequence[History], merged: dict[str, An
 
     Returns:
         `majority_accuracy` and `<run>_accuracy`, `merge_max_abs_diff`, `train_seconds`, and `scores` with
-        `accuracy_by_task`, `vqa` and `caption`; None for what was not given.
+        `accuracy_by_task`, `vqa` and `caption`; None for what was not given, not answered, or is not known.
     """
     shares = {line.name: line.shares for line in report.lines}
-    names = [MAJORITY, *(run.name for run in report.runs)] if shares else []
-    by_task = accuracy_by_task(report.runs[0].questions, {name: shares[name] for name in names}) if shares else None
-    return {f"{name}_accuracy": by_task["all"][name] for name in names} | {
+    names = [MAJORITY, *(run.name for run in report.runs)]
+    columns = {name: shares[name] for name in names if name in shares}
+    by_task = accuracy_by_task(report.runs[0].questions, columns) if shares else None
+    return {f"{name}_accuracy": by_task["all"].get(name) if by_task else None for name in names} | {
         "merge_max_abs_diff": merged.get("max_abs_diff") if merged else None,
         "train_seconds": histories[0].seconds if histories else None,
         "scores": {

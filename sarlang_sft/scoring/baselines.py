@@ -48,9 +48,13 @@ def class_pattern(names: Sequence[str]) -> re.Pattern[str]:
 def read_training_answers(data: Path) -> TrainingAnswers:
     """Every answer of the training split but captions; classes are SARDet-100K's and those of the data's boxes.
 
+    A data folder without a training split has no answers.
+
     Raises:
-        InputError: There is no such data folder, or its training split cannot be read.
+        InputError: The training split cannot be read.
     """
+    if not (data / "train.parquet").is_file():
+        return TrainingAnswers(class_pattern(SARDET_CLASSES), {})
     with open_split(data, "train", ["boxes"]) as file:
         boxes = pc.list_flatten(file.read(columns=["boxes"])["boxes"])
     labels = pc.unique(pc.struct_field(boxes, "label")).to_pylist()

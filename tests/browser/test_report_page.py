@@ -204,6 +204,32 @@ def test_two_thousand_questions_are_drawn_as_one_goes_on(page: Page) -> None:
     assert page.locator(".entry").count() == IMAGES and page.locator("#more").is_hidden()
 
 
+def test_links_lead_to_their_sections_and_baselines_are_named(page: Page) -> None:
+    scores = page.locator("#scores .group").first.inner_text()
+    assert scores.startswith("baselines") and "majority" in scores and "blind" in scores and "after" not in scores
+    for link in page.locator("nav a").all():
+        link.click()
+        page.wait_for_timeout(300)
+        top = "document.querySelector(location.hash).getBoundingClientRect().top"
+        assert 0 <= page.evaluate(top) < 400, link.inner_text()
+
+
+def test_words_of_narrow_tables_are_not_broken(browser: Browser, page_file: Path) -> None:
+    for page in open_page(browser, page_file.as_uri(), 400, "light"):
+        lines = page.locator("#compared td", has_text="identification").first.evaluate("cell => cell.clientHeight")
+        assert lines < 40, "one line"
+
+
+def test_without_scripts_everything_but_the_gallery_can_be_read(browser: Browser, page_file: Path) -> None:
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    assert page.locator(".matrix").first.is_visible() and page.locator("#scores .big").first.is_visible()
+    assert not any(control.is_visible() for control in page.locator(".controls, #more").all())
+    assert "needs JavaScript" in page.locator("#gallery").inner_text()
+    context.close()
+
+
 def test_keys_lead_through_the_page(page: Page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -249,4 +275,5 @@ def test_paper_shows_the_scores_without_controls(page: Page) -> None:
     page.emulate_media(media="print")
     assert page.locator("nav").is_hidden() and page.locator(".filters").is_hidden()
     assert page.locator("#scores").is_visible() and page.locator(".entry").first.is_visible()
+    assert page.locator(".on-paper").is_visible(), "not all images are on paper"
     assert len(page.pdf()) > 10_000
