@@ -102,7 +102,8 @@ def test_a_killed_rank_ends_the_launch_and_other_numbers_of_ranks_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--model", tiny, "--data", data, "--split", "train", "--limit", 240, "--batch_size", 2]
-    words += ["--max_new_tokens", 24, "--out"]
+    images = Path(shutil.copytree(sample, tmp_path / "images"))
+    words += ["--max_new_tokens", 24, "--image_root", images, "--out"]
     run_here(monkeypatch, GENERATE, *words, tmp_path / "one")
     whole = rows_of(tmp_path / "one/predictions.jsonl")
     assert [row["id"] for row in whole] == [question.id for question in read_questions(data, "train", [], [], 240)]
@@ -130,11 +131,10 @@ def test_a_killed_rank_ends_the_launch_and_other_numbers_of_ranks_go_on(
     (out / "predictions.jsonl").write_text("".join(lines[:50]))
     (out / "predictions.part0.jsonl").write_text("".join(lines[40:90]) + lines[90][:30])
     (out / "predictions.part3.jsonl").write_text("".join(lines[100:130]) + '{"id": "torn')
-    images = Path(shutil.copytree(sample, tmp_path / "images"))
     torn = whole[-1]["image"]
     (images / torn).write_bytes(b"torn")
     readable = [row for row in whole if row["image"] != torn or row in whole[:130]]
-    output = run_script(*TWO_RANKS, GENERATE, *words, out, "--image_root", images)
+    output = run_script(*TWO_RANKS, GENERATE, *words, out)
     assert output.count("1 images or questions stay unanswered") == 1 and torn in output
     left = prompts(readable) - prompts(whole[:90] + whole[100:130])
     assert f"{len(left)} prompts answered for 240 questions" in output and left and len(readable) < 240
