@@ -195,11 +195,13 @@ def test_predictions_with_and_without_a_shared_trunk_are_the_same(
     tuned = load_tuned(str(tiny), None)
     questions = read_questions(data, "test", [], [], 50)
     questions = exchange_images(questions) if exchange else questions
+    prompts = {(question.images[0], question.turns[-1]["question"]) for question in questions}
     rows = {}
     for shared, size in ((True, 12), (False, 8)):
         path = tmp_path / f"{shared}.jsonl"
-        assert predict_to_file(tuned, questions, sample, path, Asking(size, 6, shared), Crew()) == (50, {})
+        assert predict_to_file(tuned, questions, sample, path, Asking(size, 6, shared), Crew()) == (len(prompts), {})
         rows[shared] = {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+    assert len(rows[True]) == len(rows[False]) == 50
     for identifier, row in rows[True].items():
         row["logprob"] = pytest.approx(row["logprob"], abs=1e-3)
         assert rows[False][identifier] == row

@@ -98,6 +98,7 @@ def test_what_stays_without_a_verdict_is_counted_and_the_others_go_on(
     served.plan = ["400"]
     served.say = lambda body: {"a": "1", "b": "hard to say", "c": "I think: 0"}[case_of(body)["answer"][0]]
     judge = judge_at(served, tmp_path)
+    judge.server = find_model(served.client(concurrency=1))  # the first question is the one that fails
     verdicts = judge([JudgeQuestion("What?", "x", name + str(number)) for number in range(4) for name in "abc"])
     assert sorted(map(str, verdicts)) == ["False"] * 4 + ["None"] * 5 + ["True"] * 3
     assert judge.outcome == {"right": 3, "wrong": 4, "no verdict in the reply": 4, "failed: HTTP 400": 1}
