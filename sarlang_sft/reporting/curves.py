@@ -1,15 +1,15 @@
 """Learning curves of a training's output folder."""
 
-import math
 import re
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.reporting.charts import Chart, Point, Series, reach, thin
 from sarlang_sft.run_files import read_evaluations
+from sarlang_sft.scoring.prediction_lines import is_finite
 from sarlang_sft.scoring.predictions import read_json
 
 STATE, RESULTS = "trainer_state.json", "train_results.json"
@@ -38,7 +38,7 @@ def read_history(name: str, folder: Path) -> History:
     by_step: dict[str, dict[float, float]] = {}
     for entry in [*logged, *({"step": step, **metrics} for step, metrics in read_evaluations(folder).items())]:
         for metric, value in entry.items():
-            if metric != "step" and is_number(value) and is_number(entry.get("step")):
+            if metric != "step" and is_finite(value) and is_finite(entry.get("step")):
                 by_step.setdefault(metric, {})[float(entry["step"])] = float(value)
     if not by_step:
         raise InputError(
@@ -47,12 +47,7 @@ def read_history(name: str, folder: Path) -> History:
     metrics = {metric: sorted(values.items()) for metric, values in by_step.items()}
     results = folder / RESULTS
     seconds = read_json(results).get("train_runtime") if results.is_file() else None
-    return History(name, folder, metrics, float(seconds) if is_number(seconds) else None)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return History(name, folder, metrics, float(seconds) if is_finite(seconds) else None)
 
 
 def learning_curves(histories: Sequence[History], styles: dict[str, int]) -> list[Chart]:

@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from sarlang_sft.imagery import read_image, to_picture
 from sarlang_sft.reporting.given import Run
 from sarlang_sft.reporting.measures import confidence
 from sarlang_sft.reporting.tables import bare_question
+from sarlang_sft.scoring.found_boxes import listed_boxes
 from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
 
 SIDE = 320  # pixels of a thumbnail's longer side
@@ -27,8 +27,6 @@ QUALITY = 82
 LONGEST_TEXT = 2_000  # characters of a text on the page
 MOST_BOXES = 20  # drawn for one question
 DIGITS = 6  # of the number of a box
-_NUMBER = r"-?\d+(?:\.\d+)?"
-_BOX = re.compile(rf"\[\s*({_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}(?:(?:\s*,\s*{_NUMBER}){{4}})?)\s*\]")
 
 About = tuple[str, ...]  # the images of a record
 Outline = list[tuple[float, float]]  # the corners of a box, in pixels of the stored image
@@ -187,7 +185,7 @@ def drawn_boxes(row: Row) -> list[Outline]:
     """The boxes that question or truth name, as `[x, y, w, h]`, with eight numbers, or as `<box:i>`."""
     found = []
     for text in (row.question, row.label):
-        found += [[float(number) for number in match[1].split(",")] for match in _BOX.finditer(text)]
+        found += map(list, listed_boxes(text))
         named = [int(match[1]) for match in PLACEHOLDER.finditer(text) if len(match[1]) <= DIGITS]
         found += [list(row.boxes[place].points) for place in named if place < len(row.boxes)]
     return outlines(found)

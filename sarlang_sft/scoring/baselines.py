@@ -10,11 +10,11 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 
 from sarlang_sft.records import open_split, read_dialogue_table
+from sarlang_sft.scenes import CLASSES
 from sarlang_sft.scoring.exact import exact_verdict
 from sarlang_sft.scoring.predictions import CAPTION_TASK, Row
 
 MAJORITY, RANDOM = "majority", "random"
-SARDET_CLASSES = ("ship", "aircraft", "car", "tank", "bridge", "harbor")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -54,11 +54,11 @@ def read_training_answers(data: Path) -> TrainingAnswers:
         InputError: The training split cannot be read.
     """
     if not (data / "train.parquet").is_file():
-        return TrainingAnswers(class_pattern(SARDET_CLASSES), {})
+        return TrainingAnswers(class_pattern(CLASSES), {})
     with open_split(data, "train", ["boxes"]) as file:
         boxes = pc.list_flatten(file.read(columns=["boxes"])["boxes"])
     labels = pc.unique(pc.struct_field(boxes, "label")).to_pylist()
-    classes = class_pattern([*SARDET_CLASSES, *(label for label in labels if label)])
+    classes = class_pattern([*CLASSES, *(label for label in labels if label)])
     by_form: dict[str, Counter[str]] = defaultdict(Counter)
     for row in read_dialogue_table(data, "train").select(["task", "turns"]).to_pylist():
         if row["task"] != CAPTION_TASK:

@@ -1,6 +1,6 @@
 """Are the facts of captions right? Classes and numbers that they state against the boxes of their images.
 
-CIDEr hardly moves when a caption says four ships where there are three; these figures do.
+To CIDEr the wrong number of ships is one wrong word among many, and less than most others; here it is an error.
 """
 
 from collections import Counter

@@ -27,7 +27,7 @@ _NUMBER_LIST = re.compile(r"\s*(?:\[[-+.,\deE\s]*+\][\s,.;]*+)++")
 def is_box_label(label: str) -> bool:
     """Whether a stored answer gives boxes: as `<box:i>`, or as nothing but lists of 4 or 8 numbers."""
     if "[" in label and _NUMBER_LIST.fullmatch(label):
-        return all(_listed_boxes(label))
+        return all(listed_boxes(label))
     return PLACEHOLDER.search(label) is not None
 
 
@@ -35,7 +35,7 @@ def true_boxes(row: Row) -> Boxes:
     """The boxes that the stored answer names or lists, in pixels; without numbers where the image has no such box."""
     named = [int(number) for number in PLACEHOLDER.findall(row.label)]
     if not named:
-        return _listed_boxes(row.label)
+        return listed_boxes(row.label)
     return tuple(tuple(row.boxes[number].points) if number < len(row.boxes) else () for number in named)
 
 
@@ -47,10 +47,10 @@ def answered_boxes(row: Row) -> Boxes | None:
     """
     if row.predicted is not None or row.predict is None:
         return row.predicted
-    return None if PLACEHOLDER.search(row.label) else _listed_boxes(row.predict)
+    return None if PLACEHOLDER.search(row.label) else listed_boxes(row.predict)
 
 
-def _listed_boxes(text: str) -> Boxes:
+def listed_boxes(text: str) -> Boxes:
     """The bracketed lists of a text, as `x y w h` or four corners; without numbers where they are unusable."""
     boxes = []
     for listed in _LIST.findall(text):

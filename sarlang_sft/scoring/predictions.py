@@ -1,7 +1,6 @@
 """Predictions joined with the data folder they answer, and the result file that every scorer writes."""
 
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import SPLITS, Box, file_hash, read_dialogue_table, read_records
 from sarlang_sft.scoring.prediction_lines import Boxes, Problems, read_predictions
+from sarlang_sft.whole_output import whole_file
 
 CAPTION_TASK = "description"
 NAMED_EXAMPLES = 3
@@ -230,13 +230,9 @@ def made_from(predictions: Path, data: Path, split: str, tasks: Sequence[str] = 
 
 
 def write_result(out: Path, result: dict[str, Any]) -> None:
-    """Write a result as JSON; the file appears complete or not at all. Raises [`InputError`] if `out` is a folder."""
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; give the name of a JSON file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.{os.getpid()}")
-    building.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    building.replace(out)
+    """Write a result as JSON; the file appears complete or not at all. Raises [`InputError`] if it cannot."""
+    with whole_file(out) as file:
+        file.write((json.dumps(result, indent=2) + "\n").encode())
 
 
 def count_problems(problems: Problems) -> dict[str, dict[str, Any]]:
