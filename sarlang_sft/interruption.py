@@ -1,8 +1,6 @@
 """Leaving on request: a signal, or the end of the time that was given, ends training with a checkpoint."""
 
-import os
 import signal
-import threading
 import time
 from types import FrameType
 
@@ -84,18 +82,3 @@ class Interruption(TrainerCallback):
             return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-def leave_signals_to_trainer(worker: int) -> None:
-    """Start a loader worker that only the process that trains can end.
-
-    Slurm, torchrun and terminals signal the workers too; torch's own handler would end them, and training with them.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-    def listen() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()

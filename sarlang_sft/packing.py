@@ -235,6 +235,10 @@ class PlannedRows(Dataset):
         """Choose the epoch; epochs beyond the plan take its rows anew, augmented otherwise."""
         self.epoch = epoch
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a loader worker, which ends with its epoch, needs of it."""
+        return self.__dict__ | {"epochs": [self._rows()]}
+
     def _rows(self) -> list[Row]:
         return self.epochs[self.epoch % len(self.epochs)]
 

@@ -20,7 +20,8 @@ from sarlang_sft.collate import IGNORED
 from sarlang_sft.divergence import Diverged, are_numbers, find_diverged, stop_diverged
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.inference import TunedModel
-from sarlang_sft.interruption import EvaluationInterrupted, Interruption, leave_signals_to_trainer
+from sarlang_sft.interruption import EvaluationInterrupted, Interruption
+from sarlang_sft.loader_workers import use_worker_server
 from sarlang_sft.loading import bring_back
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.progress import Progress, load_progress, save_progress
@@ -113,9 +114,9 @@ class RunTrainer(DialogueTrainer):
             self.control.should_training_stop = True
 
     def get_train_dataloader(self) -> DataLoader:
-        """The loader; signals to its workers are left to this process."""
+        """The loader, whose workers come from a process that does not train."""
         loader = super().get_train_dataloader()
-        loader.base_dataloader.worker_init_fn = leave_signals_to_trainer
+        use_worker_server(loader.base_dataloader)
         return loader
 
     def _save_checkpoint(self, model: nn.Module, trial: None) -> None:

@@ -35,6 +35,7 @@ from sarlang_sft.collate import DialogueCollator
 from sarlang_sft.errors import STOPPED_EXIT, InputError
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.lengths import Lengths, measure
+from sarlang_sft.loader_workers import start_worker_server
 from sarlang_sft.mixture import DataSource, Mixture, read_mixture
 from sarlang_sft.packing import (
     Layout,
@@ -169,8 +170,9 @@ def plan_rows(
         check_metric(training.metric_for_best_model or "loss", questions)
         if questions and training.process_index == 0:
             print(describe_questions(questions), flush=True)
-    # Counting used the tokenizer's threads; in loader workers, which are forked, it would warn about them.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # of loader workers, of which each is one core's
+    if training.dataloader_num_workers:
+        start_worker_server()
     return Plan(train, val, tuple(questions))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from sarlang_sft.interruption import leave_signals_to_trainer
+from sarlang_sft.loader_workers import use_worker_server
 from sarlang_sft.packing import PlannedRows
 
 Batch = dict[str, Any]  # tensors, and the names of its `images`
@@ -26,12 +26,13 @@ def read_batches(
     rows: PlannedRows, batches: list[list[int]], collator: Callable[[list], Batch], training: TrainingArguments
 ) -> DataLoader:
     """Collates batches of [`share_out`] as in training."""
-    return DataLoader(
+    loader = DataLoader(
         rows,
         batch_sampler=batches,
         collate_fn=collator,
         num_workers=training.dataloader_num_workers,
         prefetch_factor=training.dataloader_prefetch_factor,
         pin_memory=training.dataloader_pin_memory,
-        worker_init_fn=leave_signals_to_trainer,
     )
+    use_worker_server(loader)
+    return loader

@@ -190,7 +190,7 @@ def test_a_run_goes_on_as_if_its_plan_lacked_the_image(
     truncated(image_of(whole, trees[5]))
     expected, without = train(tiny, data, tmp_path / "lacking", lacking)
     capfd.readouterr()
-    trainer, losses = train(tiny, data, tmp_path / "whole", whole, dataloader_num_workers=2)
+    trainer, losses = train(tiny, data, tmp_path / "whole", whole)
     assert losses == without and len(losses) == 4
     weights = dict(expected.model.named_parameters())
     assert all(torch.equal(weights[name], weight) for name, weight in trainer.model.named_parameters())

@@ -117,7 +117,8 @@ def test_the_rank_that_has_it_names_its_images_and_no_checkpoint_follows(
         "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "tests/drills/poisoned_rank.py",
         ROOT / "recipes/qwen_lora.py", "--model_name_or_path", tiny, "--data", data, "--output_dir", tmp_path / "out",
         "--dtype", "float32", "--max_tokens_per_row", 600, "--max_steps", 6, "--save_strategy", "steps",
-        "--save_steps", 1, "--report_to", "none", "--gradient_checkpointing", "false", *options, code=1,
+        "--save_steps", 1, "--report_to", "none", "--gradient_checkpointing", "false",
+        "--dataloader_num_workers", 0, *options, code=1,
     )  # fmt: skip
     assert steps_kept(tmp_path / "out") == ["checkpoint-2", "checkpoint-1"]
     trainer, _ = make_trainer(tiny, data, tmp_path / "plan", TuningArguments(), per_device_train_batch_size=2)

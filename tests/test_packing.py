@@ -218,7 +218,7 @@ def test_odd_data_trains_and_reports_what_it_leaves_out(trees: str, tiny: Path, 
     output = run_script(
         LORA, "--model_name_or_path", tiny, "--data", odd, "--output_dir", tmp_path / "out", "--dtype", "float32",
         "--max_steps", 3, "--logging_steps", 1, "--max_tokens_per_row", 120, "--image_trees", trees,
-        "--gradient_checkpointing", "false", "--save_strategy", "no",
+        "--gradient_checkpointing", "false", "--save_strategy", "no", "--dataloader_num_workers", 0,
     )  # fmt: skip
     left_out = [json.loads(line) for line in (tmp_path / "out/left_out.jsonl").read_text().splitlines()]
     assert {"id": "small.png:2", "images": ["small.png"], "reason": "no answer"} in left_out
@@ -242,7 +242,7 @@ def test_zero3_does_not_hang_where_a_rank_has_no_image(
         "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, LORA, "--model_name_or_path", tiny,
         "--data", odd, "--output_dir", tmp_path / "out", "--dtype", "float32", "--max_steps", 6, "--logging_steps", 1,
         "--max_tokens_per_row", 90, "--image_trees", trees, "--save_strategy", "no",
-        "--deepspeed", ROOT / "deepspeed_configs/zero3.json",
+        "--dataloader_num_workers", 0, "--deepspeed", ROOT / "deepspeed_configs/zero3.json",
     )  # fmt: skip
     assert "Done:" in output
 

@@ -29,7 +29,7 @@ LORA, FULL = ROOT / "recipes/qwen_lora.py", ROOT / "recipes/qwen_full.py"
 FIVE_STEPS = [
     "--max_steps", 5, "--logging_steps", 1, "--learning_rate", 1e-3, "--dtype", "float32", "--save_strategy", "no",
     "--gradient_checkpointing", "false", "--lr_scheduler_type", "constant", "--use_cpu", "true",
-    "--turns_per_image", 4, "--max_tokens_per_row", 600,
+    "--turns_per_image", 4, "--max_tokens_per_row", 600, "--dataloader_num_workers", 0,
 ]  # fmt: skip
 
 

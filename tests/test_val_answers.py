@@ -138,7 +138,7 @@ def recipe(model: Path, folder: Path, out: Path, rows: int) -> list[object]:
         "--max_steps", 1, "--per_device_train_batch_size", rows, "--per_device_eval_batch_size", 3,
         "--max_tokens_per_row", 600, "--dtype", "float32", "--use_cpu", "true", "--report_to", "none",
         "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 1, "--eval_on_start", "true",
-        "--val_questions", 47, "--val_max_new_tokens", 12, "--learning_rate", 1e-4,
+        "--val_questions", 47, "--val_max_new_tokens", 12, "--learning_rate", 1e-4, "--dataloader_num_workers", 0,
     ]  # fmt: skip
 
 
