@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from sarlang_sft.loading import stored_shapes, tensor_shapes
+from sarlang_sft.loading import tensor_shapes
 from sarlang_sft.trainable import whole_shape
 
 
@@ -23,12 +23,13 @@ def check_saved(folder: Path, model: PreTrainedModel | PeftModel) -> None:
     if isinstance(model, PeftModel):
         trained = {name: _hollow(one) for name, one in model.named_parameters() if one.requires_grad}
         wanted = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
-        found = tensor_shapes(folder / "adapter_model.safetensors")
+        files = folder.glob("adapter_model*.safetensors")
     else:
         tied = model.all_tied_weights_keys
         held = {name: _hollow(one) for name, one in model.state_dict(keep_vars=True).items() if name not in tied}
         wanted = revert_weight_conversion(model, held)
-        found = stored_shapes(folder)
+        files = folder.glob("model*.safetensors")
+    found = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
     shapes = {name: tensor.shape for name, tensor in wanted.items()}
     if wrong := {name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)}:
         raise RuntimeError(f"{folder}: {len(wrong)} tensors were not saved in full (such as {min(wrong)})")
