@@ -140,8 +140,8 @@ class TrainArguments(SFTConfig):
             "or language_model (none: `gradient_checkpointing: false`)."
         },
     )
-    fsdp: bool = field(
-        default=False,
+    fsdp: bool | None = field(
+        default=None,
         metadata={"help": "Cut weights, gradients and the optimiser's state among ranks by FSDP2 (docs/scale.md)."},
     )
     resume: str = field(
@@ -247,9 +247,7 @@ class TrainArguments(SFTConfig):
         if self.deepspeed:
             raise InputError(f"fsdp and deepspeed {self.deepspeed}: choose one of them")
         if "WORLD_SIZE" not in os.environ:
-            raise InputError(
-                "fsdp: cuts a model among ranks, start them by torchrun --nproc_per_node N, or leave it out"
-            )
+            raise InputError("fsdp: cuts a model among ranks; start them by `torchrun --nproc_per_node N`")
         if self.optim not in ("adamw_torch", "adamw_torch_fused"):
             raise InputError(f"optim {self.optim}: not verified with fsdp; use adamw_torch, or ZeRO-2 instead of fsdp")
 
