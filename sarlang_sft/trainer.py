@@ -74,11 +74,16 @@ class DialogueTrainer(SFTTrainer):
         """Give every component its learning rate, where the configuration names any.
 
         Raises:
-            InputError: The optimiser groups the parameters by itself.
+            InputError: The optimiser groups the parameters by itself, or DeepSpeed makes it.
         """
         rate = self.args.learning_rate
         if set(tuning.rates(rate).values()) == {rate} and tuning.loraplus_lr_ratio == 1:
             return
+        if self.args.hf_deepspeed_config and self.args.hf_deepspeed_config.get_value("optimizer"):
+            raise InputError(
+                f"deepspeed {self.args.deepspeed}: its optimizer block gives all components one learning rate; leave "
+                "the components' rates out, or use a file without the block"
+            )
         optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         if is_optimizer_factory(optimiser) or options.keys() & {"params", "model", "optimizer_dict"}:
             raise InputError(f"optim {self.args.optim}: cannot give components a learning rate; use adamw_torch")
