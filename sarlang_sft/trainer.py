@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers.trainer_optimizer import is_optimizer_factory
 from trl import SFTTrainer
 
@@ -16,6 +16,7 @@ from sarlang_sft.backbones import Backbone
 from sarlang_sft.collate import IGNORED
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import FlopCount, count_flops
+from sarlang_sft.fsdp import check_sharded, gather_head, name_layers, shard_on_cpu
 from sarlang_sft.meter import Meter, speed_of
 from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
@@ -46,6 +47,23 @@ class DialogueTrainer(SFTTrainer):
         # batches instead of tokens; the loss is computed here and takes them.
         self.model_accepts_loss_kwargs = True
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Of transformers; with FSDP2 on the CPU too."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.args.use_cpu:
+            shard_on_cpu(self.accelerator, self.args)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *words: Any) -> tuple[nn.Module, DataLoader]:
+        """The model as it trains, and its data; cut by FSDP2 for certain if that is asked for."""
+        if self.is_fsdp_enabled:
+            name_layers(self.accelerator, self.model)
+        prepared = super()._prepare_for_training(*words)
+        if self.is_fsdp_enabled:
+            check_sharded(self.model)
+            gather_head(self.model)
+        return prepared
+
     def start_from_data(self, rows: list[Any]) -> None:
         """Let EVA choose where the adapters start, see `adapters.start_from_data`."""
         if self.model.device != self.args.device:  # DeepSpeed moves it later
@@ -56,11 +74,16 @@ class DialogueTrainer(SFTTrainer):
         """Give every component its learning rate, where the configuration names any.
 
         Raises:
-            InputError: The optimiser groups the parameters by itself.
+            InputError: The optimiser groups the parameters by itself, or DeepSpeed makes it.
         """
         rate = self.args.learning_rate
         if set(tuning.rates(rate).values()) == {rate} and tuning.loraplus_lr_ratio == 1:
             return
+        if self.args.hf_deepspeed_config and self.args.hf_deepspeed_config.get_value("optimizer"):
+            raise InputError(
+                f"deepspeed {self.args.deepspeed}: its optimizer block gives all components one learning rate; leave "
+                "the components' rates out, or use a file without the block"
+            )
         optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         if is_optimizer_factory(optimiser) or options.keys() & {"params", "model", "optimizer_dict"}:
             raise InputError(f"optim {self.args.optim}: cannot give components a learning rate; use adamw_torch")

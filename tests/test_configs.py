@@ -1,5 +1,6 @@
 """Every config file, as its header says to run it, on a tiny model of its family."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -108,3 +109,14 @@ def test_published_recipe_is_what_the_paper_says(config: Path) -> None:
     assert (training.learning_rate, training.num_train_epochs, training.warmup_steps) == (1e-4, 3, 0.1)
     assert not data.image_trees and training.per_device_train_batch_size * training.gradient_accumulation_steps == 8
     assert training.lr_scheduler_type == "cosine" and training.bf16 and model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deepspeed_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_a_deepspeed_file_states_its_sizes_and_is_explained(path: Path) -> None:
+    """`auto` would read a `hidden_size` that models of several parts do not have (LlamaFactory#4754)."""
+    config = json.loads(path.read_text())
+    zero = config["zero_optimization"]
+    assert zero["stage"] == int(path.stem[4]) and zero["reduce_bucket_size"] > 0 and "auto" not in zero.values()
+    assert ("offload_optimizer" in zero) == ("offload" in path.stem)
+    assert ("stage3_gather_16bit_weights_on_model_save" in zero) == (zero["stage"] == 3)
+    assert f"| `{path.name}` |" in (path.parent / "README.md").read_text()
