@@ -27,8 +27,12 @@ from sarlang_sft.errors import BAD_INPUT, InputError, own_message
 
 POLL = 0.1  # seconds
 LISTEN = 1.0  # seconds between two looks for a refusal of another rank
-PATIENCE = 10.0  # seconds that rank 0 and another one wait for each other's last word
+PATIENCE = 5.0  # seconds that rank 0 and another one wait for each other's last word
 ALIKE, HEARD, REFUSAL, SPEAKER, SAID, LEFT = "alike", "heard", "refusal", "speaker", "said", "left"  # of the store
+
+
+class NoStoreError(InputError):
+    """Nothing answers where the ranks are to meet."""
 
 
 class Launch(NamedTuple):
@@ -93,6 +97,18 @@ def call_roll(seconds: float) -> None:
     _Listener(store, launch).start()
 
 
+def tell_all(name: str, value: str, seconds: float) -> list[str]:
+    """What every rank has to say under a name, in order; every rank must call it, after the roll."""
+    launch = this_launch()
+    if launch.count == 1:
+        return [value]
+    store = dist.PrefixStore(name, _Listener.running.store)
+    store.set(str(launch.rank), value)
+    ranks = [str(rank) for rank in range(launch.count)]
+    store.wait(ranks, timedelta(seconds=seconds))
+    return [text.decode() for text in store.multi_get(ranks)]
+
+
 def source_hash() -> str:
     """SHA-256, cut short, of this package's modules: tells a checkout of another state."""
     digest = hashlib.sha256()
@@ -122,6 +138,9 @@ def ending_together() -> Iterator[None]:
     """
     try:
         yield
+    except NoStoreError as error:  # nobody to tell
+        _say(str(error))
+        sys.exit(BAD_INPUT)
     except InputError as error:
         sys.exit(refuse(own_message(error)))
 
@@ -141,7 +160,7 @@ def refuse(message: str) -> int:
             store.compare_set(REFUSAL, "", json.dumps([launch.rank, socket.gethostname(), message]))
             _leave_word(store, launch, message)
             return BAD_INPUT
-    except (dist.DistError, InputError):  # nobody else is there
+    except (dist.DistError, NoStoreError):  # nobody else is there
         pass
     _say(message)
     return BAD_INPUT
@@ -185,17 +204,36 @@ def _open_store(launch: Launch, seconds: float) -> dist.Store:
     """The store of the launch, under a name of this attempt; torchrun's agent keeps it, or rank 0."""
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, _, port = launch.place.rpartition(":")
+    keeps = launch.first and not agent
+    if not keeps:
+        _await_server(launch, address, int(port), seconds)
     try:
         store = dist.TCPStore(
-            address, int(port), is_master=launch.first and not agent, timeout=timedelta(seconds=seconds),
-            wait_for_workers=False, multi_tenant=True,
+            address, int(port), is_master=keeps, timeout=timedelta(seconds=seconds), wait_for_workers=False,
+            multi_tenant=True,
         )  # fmt: skip
     except dist.DistError as error:
-        raise InputError(
-            f"rendezvous: rank {launch.rank} on {socket.gethostname()} cannot reach {launch.place} within {seconds:g} "
-            f"s: is rank 0 started there, and the port open? ({_first_line(error)})"
+        what = "cannot listen at" if keeps else "cannot use the store at"
+        raise NoStoreError(
+            f"rendezvous: rank {launch.rank} on {socket.gethostname()} {what} {launch.place} ({_first_line(error)})"
         ) from error
     return dist.PrefixStore(f"roll_call/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _await_server(launch: Launch, address: str, port: int, seconds: float) -> None:
+    """Return when something listens there; torch would fill the screen while it waits."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=max(1.0, seconds)):
+                return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise NoStoreError(
+                    f"rendezvous: rank {launch.rank} on {socket.gethostname()} cannot reach {launch.place} within "
+                    f"{seconds:g} s ({error}): is rank 0 started there, and the port open?"
+                ) from error
+        time.sleep(POLL)
 
 
 def _await(store: dist.Store, launch: Launch, end: float) -> dict[int, Introduction]:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # A recipe on several nodes without a scheduler (docs/scale.md). Activate .venv and start the same line on every node,
-# each with its own NODE_RANK, from the top of the repository, which all nodes see at the same place:
+# each with its own NODE_RANK:
 #
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=node0 recipes/launch/torchrun_nodes.sh recipes/qwen_lora.py --config ...
 #   NODES=2 NODE_RANK=1 MASTER_ADDR=node0 recipes/launch/torchrun_nodes.sh recipes/qwen_lora.py --config ...
@@ -12,7 +12,7 @@ SECONDS_TO_COME=${RENDEZVOUS_TIMEOUT:-300}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 
 # torchrun waits 15 minutes for a node that does not come, and then shows a traceback.
-python recipes/launch/await_nodes.py --nodes "$NODES" --node_rank "$NODE_RANK" \
+python "$(dirname "$0")/await_nodes.py" --nodes "$NODES" --node_rank "$NODE_RANK" \
     --address "$MASTER_ADDR" --port $((PORT + 1)) --timeout "$SECONDS_TO_COME"
 
 # --node_rank with an address, rather than a rendezvous that guesses from host names which node is the first.
