@@ -118,7 +118,7 @@ def find_seat_faults(seats: list[Seat]) -> list[str]:
                 f"{host}: its name resolves to {seat.resolved}, where no other node can reach it; set "
                 f"{option}={seat.interface} there, or mend /etc/hosts"
             )
-    networks = {seat.address.rpartition(".")[0]: seat for seat in seats}
+    networks = {seat.address.rpartition(".")[0]: seat for seat in seats if seat.address}
     if len({seat.interface for seat in seats}) > 1 and len(networks) > 1:
         shown = ", ".join(f"{seat.interface} {seat.address} on {seat.host}" for seat in networks.values())
         faults.append(f"ranks use different interfaces ({shown}): name the one that leads to the others on each node")
