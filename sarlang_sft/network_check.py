@@ -158,9 +158,8 @@ def check_network(backend: str, seconds: float) -> None:
     try:
         dist.init_process_group(seat.backend, timeout=timedelta(seconds=seconds), device_id=device if cuda else None)
     except RuntimeError as error:
-        raise InputError(
-            f"{seat.backend} cannot connect from {seat.host}: {str(error).partition(chr(10))[0]}"
-        ) from error
+        said = str(error).partition("\n")[0]
+        raise InputError(f"{seat.backend} cannot connect from {seat.host}: {said}") from error
     speeds, links = measure_all_reduce(device), measure_links(seats, device)
     if launch.first:
         print(*speeds, *links, sep="\n", flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sarlang_sft.arguments import TrainArguments
+from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.batch_size import accumulation_steps, check_deepspeed_batch
 from sarlang_sft.errors import InputError
 from sarlang_sft.network_check import Link, Seat, find_seat_faults, find_slow_links
 from sarlang_sft.roll_call import Introduction, unlike
 from sarlang_sft.run_facts import Facts, check_alike, collect_facts
+from sarlang_sft.tuning import TuningArguments
 
 PARTY = """
 import sys, time
@@ -101,9 +103,6 @@ def test_a_rank_with_another_source_is_unlike() -> None:
 
 @pytest.fixture(scope="module")
 def facts(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
-    from sarlang_sft.arguments import DataArguments, ModelArguments
-    from sarlang_sft.tuning import TuningArguments
-
     training = TrainArguments(output_dir=str(tmp_path_factory.mktemp("facts")), report_to="none")
     return collect_facts(
         ModelArguments(str(tiny), dtype="float32"), TuningArguments(), DataArguments(str(data)), training
@@ -128,6 +127,23 @@ def test_ranks_that_would_learn_otherwise_are_refused(facts: Facts) -> None:
         with pytest.raises(InputError, match=r"^rank 1 on node1 has .*; start the same command") as refused:
             check_alike([facts, other(change)], hosts)
         assert said in str(refused.value)
+
+
+def test_a_recipe_whose_nodes_have_other_data_and_options_ends_before_it_writes(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    other, port = tmp_path / "data", free_port()
+    shutil.copytree(data, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "read": 0}))
+    words = [ROOT / "recipes/qwen_lora.py", "--model_name_or_path", tiny, "--output_dir", tmp_path / "out"]
+    words += ["--dtype", "float32", "--report_to", "none", "--global_batch_size", 4]
+    ranks = [start(0, port, *words, "--data", data), start(1, port, *words, "--data", other, "--lora_r", 4)]
+    first, second = (rank.communicate(timeout=300)[0] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [2, 2], first + second
+    told = f"error: rank 1 on {socket.gethostname()} has lora_r 4 (not 8); another {other}/manifest.json, unlike"
+    assert told in first and first.count("error:") == 1 and "error:" not in second, first + second
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_declared_batch_is_kept_on_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

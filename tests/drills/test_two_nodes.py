@@ -38,7 +38,7 @@ class Nodes:
             "RANKS_PER_NODE": "1",
         }
         if self.namespaces:
-            variables |= {"MASTER_ADDR": ADDRESSES[0], "GLOO_SOCKET_IFNAME": "link"}
+            variables |= {"MASTER_ADDR": ADDRESSES[0], "GLOO_SOCKET_IFNAME": "wire"}
         variables["PATH"] = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
         started = []
         for rank in range(2):
@@ -95,23 +95,11 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
             for name in NAMESPACES:
                 ip("netns", "add", name)
                 made.append(name)
-            ip(
-                "link",
-                "add",
-                "link",
-                "netns",
-                NAMESPACES[0],
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "link",
-                "netns",
-                NAMESPACES[1],
-            )
+            ends = [["wire", "netns", name] for name in NAMESPACES]
+            ip("link", "add", *ends[0], "type", "veth", "peer", "name", *ends[1])
             for name, address in zip(NAMESPACES, ADDRESSES, strict=True):
-                ip("-n", name, "addr", "add", f"{address}/24", "dev", "link")
-                ip("-n", name, "link", "set", "link", "up")
+                ip("-n", name, "addr", "add", f"{address}/24", "dev", "wire")
+                ip("-n", name, "link", "set", "wire", "up")
                 ip("-n", name, "link", "set", "lo", "up")
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
