@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.roll_call import this_launch
+from sarlang_sft.launch import this_launch
 
 
 def accumulation_steps(global_batch_size: int, per_device: int, given: int) -> int:

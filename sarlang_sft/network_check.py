@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.roll_call import call_roll, tell_all, this_launch
+from sarlang_sft.launch import this_launch
+from sarlang_sft.roll_call import call_roll, tell_all
 
 UNKNOWN = "nothing"
 SIZES_MB = (1, 16, 64)

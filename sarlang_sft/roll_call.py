@@ -24,28 +24,11 @@ import torch.distributed as dist
 
 from sarlang_sft.environment import versions
 from sarlang_sft.errors import BAD_INPUT, InputError, own_message
+from sarlang_sft.launch import POLL, Launch, NoStoreError, first_line, open_store, this_launch
 
-POLL = 0.1  # seconds
 LISTEN = 1.0  # seconds between two looks for a refusal of another rank
 PATIENCE = 5.0  # seconds that rank 0 and another one wait for each other's last word
 ALIKE, HEARD, REFUSAL, SPEAKER, SAID, LEFT = "alike", "heard", "refusal", "speaker", "said", "left"  # of the store
-
-
-class NoStoreError(InputError):
-    """Nothing answers where the ranks are to meet."""
-
-
-class Launch(NamedTuple):
-    """This process among those that a launcher has started, from the variables that launchers set."""
-
-    rank: int
-    count: int
-    place: str  # address:port of the store
-
-    @property
-    def first(self) -> bool:
-        """Whether this is rank 0."""
-        return self.rank == 0
 
 
 class Introduction(NamedTuple):
@@ -53,12 +36,6 @@ class Introduction(NamedTuple):
 
     host: str
     made_of: dict[str, str]
-
-
-def this_launch() -> Launch:
-    """Read `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`; without them, one rank alone."""
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    return Launch(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), place)
 
 
 def call_roll(seconds: float) -> None:
@@ -73,7 +50,7 @@ def call_roll(seconds: float) -> None:
     if launch.count == 1 or _Listener.running:
         return
     end = time.monotonic() + seconds
-    store = _open_store(launch, seconds)
+    store = open_store(launch, seconds)
     own = Introduction(socket.gethostname(), {**versions(), "sarlang_sft": source_hash()})
     try:
         store.set(f"rank/{launch.rank}", json.dumps(own))
@@ -93,7 +70,7 @@ def call_roll(seconds: float) -> None:
                 time.sleep(POLL)
             store.add(HEARD, 1)
     except dist.DistError as error:
-        raise InputError(f"rendezvous: the store at {launch.place} answers no more ({_first_line(error)})") from error
+        raise InputError(f"rendezvous: the store at {launch.place} answers no more ({first_line(error)})") from error
     _Listener(store, launch).start()
 
 
@@ -156,7 +133,7 @@ def refuse(message: str) -> int:
         if listener:
             listener.stop()
         if launch.count > 1:
-            store = listener.store if listener else _open_store(launch, PATIENCE)
+            store = listener.store if listener else open_store(launch, PATIENCE)
             store.compare_set(REFUSAL, "", json.dumps([launch.rank, socket.gethostname(), message]))
             _leave_word(store, launch, message)
             return BAD_INPUT
@@ -200,42 +177,6 @@ def _leave_if_refused(store: dist.Store, launch: Launch) -> None:
         sys.exit(BAD_INPUT)
 
 
-def _open_store(launch: Launch, seconds: float) -> dist.Store:
-    """The store of the launch, under a name of this attempt; torchrun's agent keeps it, or rank 0."""
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    address, _, port = launch.place.rpartition(":")
-    keeps = launch.first and not agent
-    if not keeps:
-        _await_server(launch, address, int(port), seconds)
-    try:
-        store = dist.TCPStore(
-            address, int(port), is_master=keeps, timeout=timedelta(seconds=seconds), wait_for_workers=False,
-            multi_tenant=True,
-        )  # fmt: skip
-    except dist.DistError as error:
-        what = "cannot listen at" if keeps else "cannot use the store at"
-        raise NoStoreError(
-            f"rendezvous: rank {launch.rank} on {socket.gethostname()} {what} {launch.place} ({_first_line(error)})"
-        ) from error
-    return dist.PrefixStore(f"roll_call/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def _await_server(launch: Launch, address: str, port: int, seconds: float) -> None:
-    """Return when something listens there; torch would fill the screen while it waits."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            with socket.create_connection((address, port), timeout=max(1.0, seconds)):
-                return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise NoStoreError(
-                    f"rendezvous: rank {launch.rank} on {socket.gethostname()} cannot reach {launch.place} within "
-                    f"{seconds:g} s ({error}): is rank 0 started there, and the port open?"
-                ) from error
-        time.sleep(POLL)
-
-
 def _await(store: dist.Store, launch: Launch, end: float) -> dict[int, Introduction]:
     """Who has come until the end, or until all have."""
     came: dict[int, Introduction] = {}
@@ -262,10 +203,6 @@ def _missing(came: dict[int, Introduction], launch: Launch, seconds: float) -> s
         f"rendezvous: {len(came)} of {launch.count} ranks came to {launch.place} within {seconds:g} s, from {of} "
         f"({', '.join(hosts)}); missing: rank {shown}. Look there for what ended them, or raise rendezvous_timeout"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 class _Listener:

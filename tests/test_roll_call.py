@@ -22,11 +22,11 @@ from sarlang_sft.tuning import TuningArguments
 
 PARTY = """
 import sys, time
-from sarlang_sft import roll_call
+from sarlang_sft import launch, roll_call
 from sarlang_sft.errors import InputError
 
 with roll_call.ending_together():
-    way, rank = sys.argv[1], roll_call.this_launch().rank
+    way, rank = sys.argv[1], launch.this_launch().rank
     if rank == 1 and way == "at the start":
         raise InputError("data x: no such folder")
     if rank == 1 and way == "other libraries":
