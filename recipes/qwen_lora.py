@@ -16,8 +16,8 @@ from pathlib import Path
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import find_backbone
 from sarlang_sft.configuration import parse_arguments
-from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.loading import build_skeleton, load_processor, load_weights
+from sarlang_sft.roll_call import ending_together
 from sarlang_sft.runs import open_run
 from sarlang_sft.training import (
     build_trainer,
@@ -60,5 +60,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input():
+    with ending_together():
         main()

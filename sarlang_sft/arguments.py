@@ -14,11 +14,13 @@ from trl import SFTConfig
 
 from sarlang_sft.attention import CHOICES
 from sarlang_sft.backbones import BACKBONES
+from sarlang_sft.batch_size import accumulation_steps, check_deepspeed_batch
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import parse_ops
 from sarlang_sft.loading import DTYPES
 from sarlang_sft.mixture import DataSource, parse_sources
 from sarlang_sft.records import TASKS
+from sarlang_sft.roll_call import call_roll
 from sarlang_sft.scoring.predictions import CAPTION_TASK
 
 FIXED = (
@@ -168,6 +170,16 @@ class TrainArguments(SFTConfig):
     loss_weighting: str = field(
         default="token", metadata={"help": "token: mean over supervised tokens; answer: every answer weighs the same."}
     )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of a step over all ranks: gradient_accumulation_steps follows from their number, so that as "
+            "much is learned on fewer GPUs."
+        },
+    )
+    rendezvous_timeout: float = field(
+        default=300, metadata={"help": "Seconds that the ranks wait for each other at the start."}
+    )
     val_questions: int = field(
         default=0,
         metadata={
@@ -223,7 +235,14 @@ class TrainArguments(SFTConfig):
                 raise InputError("activation_offloading: moves activations off the GPU; there is none here")
             self.bf16 = bool(self.bf16)
             self.dataloader_pin_memory = False
+        if not self.rendezvous_timeout > 0:
+            raise InputError(f"rendezvous_timeout {self.rendezvous_timeout}: must be above 0")
+        per_device, steps = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        if self.global_batch_size is not None:
+            self.gradient_accumulation_steps = accumulation_steps(self.global_batch_size, per_device, steps)
+        call_roll(self.rendezvous_timeout)
         if self.deepspeed:
+            check_deepspeed_batch(self.deepspeed, per_device, self.gradient_accumulation_steps)
             _prepare_deepspeed(self.use_cpu, timedelta(seconds=self.ddp_timeout))
         if self.use_cpu and "WORLD_SIZE" in os.environ:
             self.ddp_backend = "gloo"

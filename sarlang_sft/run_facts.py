@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.environment import git_state, versions
+from sarlang_sft.errors import InputError
 from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.records import file_hash, image_root_of, open_split
 from sarlang_sft.tuning import TuningArguments
@@ -26,9 +27,9 @@ WITHOUT_EFFECT = """
     output_dir run_name project report_to disable_tqdm per_device_eval_batch_size prediction_loss_only push_to_hub
     dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc ddp_timeout debug
     skip_memory_metrics do_train do_eval do_predict local_rank resume max_hours max_bad_images
-    include_num_input_tokens_seen model_name_or_path data deepspeed tuning
+    include_num_input_tokens_seen model_name_or_path data deepspeed tuning rendezvous_timeout global_batch_size
     dataloader_multiprocessing_context bf16_full_eval fp16_full_eval batch_eval_metrics include_for_metrics
-"""  # model, data and deepspeed are compared by what they hold
+"""  # model, data and deepspeed are compared by what they hold, the batch by the rows of a step
 WITHIN_ROUNDING = """
     gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
     checkpointed activation_offloading attn_implementation torch_compile torch_compile_backend torch_compile_mode
@@ -118,6 +119,29 @@ def find_differences(was: Facts, now: Facts) -> list[Difference]:
     return sorted(found, key=lambda difference: difference.means is not None)
 
 
+def check_alike(facts: list[Facts], hosts: list[str]) -> None:
+    """Raise [`InputError`] if a rank begins with another model, other data or other options than rank 0.
+
+    Paths may differ where what they hold is the same.
+
+    Args:
+        facts: Of every rank, as its host read them.
+    """
+    for rank, (other, host) in enumerate(zip(facts, hosts, strict=True)):
+        found = [*_of_base_and_data(facts[0], other), *_of_options(facts[0], other)]
+        told = [f"{one.name} {one.now} (not {one.was})" for one in found if one.means not in (NOTHING, SAME_IMAGES)]
+        for ours, theirs in zip(facts[0]["data"], other["data"], strict=False):
+            if ours["manifest.json"] != theirs["manifest.json"]:
+                told.append(f"another {theirs['path']}/manifest.json")
+        if facts[0]["deepspeed"] != other["deepspeed"]:
+            told.append("another deepspeed configuration")
+        if told:
+            raise InputError(
+                f"rank {rank} on {host} has {'; '.join(told)}, unlike rank 0 on {hosts[0]}; start the same command, "
+                "with the same files, on all nodes"
+            )
+
+
 def _of_base_and_data(was: Facts, now: Facts) -> Iterator[Difference]:
     if was["base"] != now["base"]:
         names = (facts["options"]["model_name_or_path"] for facts in (was, now))
@@ -147,7 +171,7 @@ def _of_ranks(was: Facts, now: Facts) -> Iterator[Difference]:
     if was["rows_per_step"] != now["rows_per_step"]:
         yield Difference(
             "rows per step", was["rows_per_step"], now["rows_per_step"], None,
-            "keep processes x per_device_train_batch_size x gradient_accumulation_steps",
+            "keep processes x per_device_train_batch_size x gradient_accumulation_steps, as global_batch_size does",
         )  # fmt: skip
     if was["world_size"] != now["world_size"]:
         cut = now["deepspeed"] is not None

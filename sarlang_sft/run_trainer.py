@@ -24,6 +24,7 @@ from sarlang_sft.inference import TunedModel
 from sarlang_sft.interruption import EvaluationInterrupted, Interruption
 from sarlang_sft.loader_workers import use_worker_server
 from sarlang_sft.loading import bring_back
+from sarlang_sft.lost_ranks import naming_lost_ranks
 from sarlang_sft.packing import PlannedRows
 from sarlang_sft.progress import Progress, load_progress, save_progress
 from sarlang_sft.run_files import append_evaluation
@@ -100,7 +101,8 @@ class RunTrainer(DialogueTrainer):
         """Train, from the run's checkpoint on if it has one."""
         self.watchdog.start()
         try:
-            return super().train(resume_from_checkpoint=self.run.checkpoint)
+            with naming_lost_ranks(self.watchdog):
+                return super().train(resume_from_checkpoint=self.run.checkpoint)
         except EvaluationInterrupted:  # of an evaluation before the first step: nothing is new
             self.interruption.stop(self.state, self.control)
             self.callback_handler.on_train_end(self.args, self.state, self.control)

@@ -23,7 +23,7 @@ from sarlang_sft.checkpoints import (
 from sarlang_sft.errors import InputError
 from sarlang_sft.locks import HeldElsewhereError, sign_lock, take_lock
 from sarlang_sft.ranks import Ranks
-from sarlang_sft.run_facts import SCHEDULE, Difference, Facts, collect_facts, find_differences
+from sarlang_sft.run_facts import SCHEDULE, Difference, Facts, check_alike, collect_facts, find_differences
 from sarlang_sft.run_files import FINISHED, LOCK, RUN, RUNNING, STOPPED
 from sarlang_sft.signals import ignore_signals, leave_at_once
 from sarlang_sft.tuning import TuningArguments
@@ -89,6 +89,7 @@ def open_run(model: ModelArguments, tuning: TuningArguments, data: DataArguments
     """
     ranks = Ranks(timedelta(seconds=training.ddp_timeout))
     facts = collect_facts(model, tuning, data, training)
+    check_alike(ranks.gather(facts), ranks.gather(socket.gethostname()))
     out = Path(training.output_dir)
     entry = ranks.on_first(lambda: _enter(out, training.resume, facts))
     lock = entry.lock if entry else None

@@ -152,6 +152,14 @@ class Watchdog:
         before, moves, _, _ = self._place
         self._place = (step, moves + 1 if step == before else 0, doing, time.monotonic())
 
+    def reports(self) -> list[Report]:
+        """What every rank said last; raises `dist.DistError` if the store does not answer."""
+        return [Report(*json.loads(text)) for text in self._store.multi_get(list(map(str, range(self.ranks.count))))]
+
+    def speaks_first(self) -> bool:
+        """Whether this rank is the first to ask, so that of several that know the same one says it."""
+        return self._store.add("speaker", 1) == 1
+
     def reading(self, batches: Iterator[Item], step: int) -> Iterator[Item]:
         """The batches, saying before and after each that this rank has moved."""
         while True:
@@ -172,7 +180,7 @@ class Watchdog:
 
     def _exchange(self) -> None:
         """Report, and read the others' reports while this rank waits."""
-        keys, changed, beat = [str(rank) for rank in range(self.ranks.count)], {}, 0
+        changed, beat = {}, 0
         while not self._stopped.wait(self.interval):
             beat += 1
             try:
@@ -181,7 +189,7 @@ class Watchdog:
                     changed.clear()
                     self._answered = time.monotonic()
                     continue
-                reports = [Report(*json.loads(text)) for text in self._store.multi_get(keys)]
+                reports = self.reports()
             except dist.DistError:  # the store is gone, or out of reach
                 continue
             now, heard = time.monotonic(), []
