@@ -46,7 +46,8 @@ def test_a_rank_without_an_image_does_not_keep_the_others_waiting(
         2, LORA, "--model_name_or_path", tiny, "--data", mixed, "--output_dir", tmp_path / "out", "--dtype", "float32",
         "--max_steps", 4, "--logging_steps", 1, "--max_tokens_per_row", 80, "--image_trees", trees,
         "--save_strategy", "no", "--tuning", "lora_tower", "--gradient_checkpointing", "true",
-        "--per_device_train_batch_size", 1, "--use_cpu", "true", *options_of(way, tmp_path),
+        "--per_device_train_batch_size", 1, "--use_cpu", "true", "--dataloader_num_workers", 0,
+        *options_of(way, tmp_path),
     )  # fmt: skip
     assert ("8 trees in 8 rows" if trees == "true" else "8 dialogues, one per row, 2 rows per step") in output
     assert len(losses(tmp_path / "out")) == 4 and min(losses(tmp_path / "out")) > 0
