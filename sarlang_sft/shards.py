@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import re
+import threading
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.object_store import Stored, StoreError, download, is_url, read_manifest_bytes
+from sarlang_sft.object_store import Stored, StoreError, check_url, download, is_url, read_manifest_bytes
 from sarlang_sft.records import MANIFEST, SHARD_INDEX, SPLITS, read_manifest
 from sarlang_sft.shard_cache import cached_shard, is_whole
 from sarlang_sft.whole_output import CannotWriteError, whole_file
@@ -52,6 +54,7 @@ class Shards:
         url: The folder on its store; None: the shards lie beside the index.
         limit: Bytes that the cache may take.
         failed: Why a shard could not be had; it is not asked for again by this process.
+        waiting: Held by the thread that fetches a shard.
     """
 
     folder: Path
@@ -60,22 +63,24 @@ class Shards:
     url: str | None
     limit: int
     failed: dict[int, str] = field(default_factory=dict)
+    waiting: dict[int, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
     def fetch(self, number: int) -> Path:
         """The local file of a shard; raises [`StoreError`] if it cannot be had."""
         stored = self.stored[number]
-        if number in self.failed:
-            raise StoreError(self.failed[number])
         if self.url is None:
             path = self.folder / stored.name
             if not is_whole(path, stored):
                 raise StoreError(f"{path}: is missing or has not {stored.bytes:,} bytes; copy it again")
             return path
-        try:
-            return cached_shard(self.folder, self.url, stored, self.limit)
-        except StoreError as error:
-            self.failed[number] = str(error)
-            raise
+        with self.waiting[number]:
+            if number in self.failed:
+                raise StoreError(self.failed[number])
+            try:
+                return cached_shard(self.folder, self.url, stored, self.limit)
+            except StoreError as error:
+                self.failed[number] = str(error)
+                raise
 
     def check_room(self, at_once: int) -> None:
         """Raise [`InputError`] if the cache cannot hold so many shards of `train`, or all that there are."""
@@ -164,6 +169,7 @@ def data_folder(path: str, cache: str | None = None, cache_gb: float = DEFAULT_C
     """
     if not is_url(path):
         return Path(path)
+    check_url(path)
     url, root = path.rstrip("/"), Path(cache or DEFAULT_CACHE).expanduser().absolute()
     try:
         content = read_manifest_bytes(f"{url}/{MANIFEST}")
