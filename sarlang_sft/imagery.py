@@ -15,6 +15,7 @@ from sarlang_sft.boxes import Frame
 from sarlang_sft.errors import InputError, UnreadableImageError
 from sarlang_sft.image_files import PLAIN_MODES, TIFF_SUFFIXES, open_picture, open_tiff
 from sarlang_sft.shards import in_shards, read_from_shards
+from sarlang_sft.whole_output import CannotWriteError
 
 LARGEST_SIDE = 16_384  # pixels that an operation may make of a side
 OPS_FILE = "image_ops.json"
@@ -28,11 +29,14 @@ def read_image(path: Path) -> np.ndarray:
     repeated three times, two bands give (1, 2, 1).
 
     Raises:
-        UnreadableImageError: The file is missing, cut off, or no picture.
+        UnreadableImageError: The file, or its shard, is missing or cut off, or it is no picture.
+        CannotWriteError: Its shard cannot be written to the cache.
     """
     try:
         file = BytesIO(read_from_shards(path)) if in_shards(path) else path
         bands = _decode_tiff(file) if path.suffix.lower() in TIFF_SUFFIXES else decode_picture(file)
+    except CannotWriteError:  # of a shard: the cache is full, the image is not broken
+        raise
     except Exception as error:  # decoders meet broken files with errors of every kind
         raise UnreadableImageError(path, str(error)) from error
     if bands.dtype != np.uint8:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.object_store import check_url, is_url
+from sarlang_sft.object_store import check_url, is_url, redact
 from sarlang_sft.records import TASKS, image_root_of, read_dialogue_table
 from sarlang_sft.shards import DEFAULT_CACHE_GB, data_folder
 
@@ -45,13 +45,13 @@ class DataSource:
         return data_folder(self.path, self.shard_cache, self.shard_cache_gb)
 
     def __post_init__(self) -> None:
+        if isinstance(self.path, str) and is_url(self.path):
+            check_url(self.path)
         if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or self.weight <= 0:
             raise InputError(f"data {self.path}: weight {self.weight!r} must be a number above 0")
         for name, kind in (("path", str), ("tasks", list), ("subsets", list), ("caps", dict)):
             if not isinstance(vars(self)[name], kind):
                 raise InputError(f"data {self.path}: `{name}: {vars(self)[name]!r}` must be a {kind.__name__}")
-        if is_url(self.path):
-            check_url(self.path)
         for task in [*self.tasks, *self.caps]:
             if task not in TASKS:
                 raise InputError(f"data {self.path}: `{task}` is no application; choose from {', '.join(TASKS)}")
@@ -78,11 +78,10 @@ def parse_sources(
     sources = []
     for entry in [{"path": data}] if isinstance(data, str) else data:
         if not isinstance(entry, dict) or "path" not in entry:
-            raise InputError(f"data: every entry of the list needs `path: FOLDER`, found {entry!r}")
+            raise InputError(f"data: every entry of the list needs `path: FOLDER`, found {redact(repr(entry))}")
         if unknown := set(entry) - known:
-            raise InputError(
-                f"data {entry['path']}: unknown key `{min(unknown)}`; known are {', '.join(sorted(known))}"
-            )
+            path = redact(str(entry["path"]))
+            raise InputError(f"data {path}: unknown key `{min(unknown)}`; known are {', '.join(sorted(known))}")
         sources.append(DataSource(**{**of_all, **entry}))
     if not sources:
         raise InputError("data: the list is empty")

@@ -221,6 +221,12 @@ def read_manifest(data: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_not_in_shards(data: Path) -> None:
+    """Raise [`InputError`] if the images of a data folder lie in shards, for what needs them as files."""
+    if read_manifest(data)["image_root"] == SHARD_INDEX:
+        raise InputError(f"--data {data}: its images lie in shards; give the folder that these were written from")
+
+
 def print_manifest(manifest: dict[str, Any]) -> None:
     """Counts per split, subset and task, and what was rejected why."""
     for split, subsets in manifest["counts"].items():

@@ -53,7 +53,7 @@ def is_whole(path: Path, stored: Stored) -> bool:
     """Whether a shard lies there in full length."""
     try:
         return path.stat().st_size == stored.bytes
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -24,6 +24,7 @@ from sarlang_sft.records import (
     SHARD_INDEX,
     SPLITS,
     Rejection,
+    check_not_in_shards,
     count_dialogues,
     file_hash,
     open_split,
@@ -60,9 +61,8 @@ def write_sharded(data: Path, out: Path, image_root: Path, shard_bytes: int, see
     Raises:
         InputError: `data` is in shards already, an image cannot be read, or nothing is left.
     """
+    check_not_in_shards(data)
     manifest = read_manifest(data)
-    if "shards" in manifest:
-        raise InputError(f"--data {data}: is in shards already; give the folder that they were written from")
     if shard_bytes < 1:
         raise InputError("--shard_mb: must be above 0")
     rejections: list[Rejection] = []

@@ -188,9 +188,12 @@ def data_folder(path: str, cache: str | None = None, cache_gb: float = DEFAULT_C
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{folder.name}.lock"):
-            for table in stated["files"]:
-                if not is_whole(folder / table.name, table):
-                    download(f"{url}/{table.name}", folder / table.name, table)
+            missing = [table for table in stated["files"] if not is_whole(folder / table.name, table)]
+            if missing:
+                megabytes = sum(table.bytes for table in missing) / 1e6
+                print(f"data {url}: fetching its tables ({megabytes:,.1f} MB) to {folder}", flush=True)
+            for table in missing:
+                download(f"{url}/{table.name}", folder / table.name, table)
             with whole_file(_store_file(folder)) as file:
                 file.write(json.dumps({"url": url, "limit": int(cache_gb * 1e9)}).encode())
             with whole_file(folder / MANIFEST) as file:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset
-from conftest import make_trainer, run_here
+from conftest import ROOT, make_trainer, run_here, run_script
 from counted_store import CountedStore
 from drills.runs import Drill, kill_at_random
 from foreign_files import IMAGES, SIZE, stored
@@ -30,12 +30,13 @@ from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.bad_images import BAD_IMAGES, ReadableCollator
 from sarlang_sft.checkpoints import last_complete
 from sarlang_sft.errors import InputError, UnreadableImageError
+from sarlang_sft.formats.exporting import export
 from sarlang_sft.formats.importing import import_folder
 from sarlang_sft.image_files import path_inside
 from sarlang_sft.imagery import read_image
 from sarlang_sft.lengths import Lengths
 from sarlang_sft.loading import load_processor
-from sarlang_sft.mixture import DataSource, Mixture, read_mixture
+from sarlang_sft.mixture import DataSource, Mixture, parse_sources, read_mixture
 from sarlang_sft.object_store import redact
 from sarlang_sft.packing import Layout, PlannedRows
 from sarlang_sft.read_ahead import ReadAhead
@@ -54,6 +55,8 @@ from sarlang_sft.shard_writing import write_sharded
 from sarlang_sft.shards import data_folder, read_shards_of
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.validation import check_manifest
+from sarlang_sft.whole_output import CannotWriteError
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +122,13 @@ def test_shards_hold_the_same_records_and_the_same_pixels(pictures: Path, tmp_pa
     assert stored(tmp_path / "back") == sorted(records[:-1], key=repr)
     again = write_sharded(tmp_path / "data", tmp_path / "again", pictures, 5000, seed=0)
     assert again["shards"] == manifest["shards"] and again["files"] == manifest["files"]
-    with pytest.raises(InputError, match="is in shards already"):
-        write_sharded(tmp_path / "shards", tmp_path / "x", pictures, 5000, seed=0)
+    for refusing in (
+        lambda: write_sharded(tmp_path / "shards", tmp_path / "x", pictures, 5000, seed=0),
+        lambda: export(tmp_path / "shards", "llava", tmp_path / "x", pictures, ["train"], None, 1),
+        lambda: check_manifest(tmp_path / "shards"),
+    ):
+        with pytest.raises(InputError, match="its images lie in shards; give the folder that"):
+            refusing()
 
 
 def make_rows(written: Path, cache: Path, dealing: Dealing | None = None) -> PlannedRows:
@@ -282,6 +290,18 @@ def test_a_process_killed_while_it_fetches_leaves_no_half_shard_and_keeps_nobody
     assert [path.suffix for path in (folder / "fetched").iterdir() if path.suffix != ".lock"] == [".tar"]
 
 
+def test_a_cache_that_cannot_be_written_is_no_broken_image(
+    written: Path, store: type[CountedStore], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWriteError, match=r"shard_cache .*file: cannot be written.*name another folder"):
+        read_mixture([source(written, tmp_path / "file")], "train")
+    folder = source(written, tmp_path / "cache").folder
+    (folder / "fetched").touch()
+    with pytest.raises(CannotWriteError, match=r"train-000000\.tar cannot be written .*make room there"):
+        pixels(image_root_of(folder, None), first_image(written, "train-000000.tar"))
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -292,6 +312,9 @@ def test_a_process_killed_while_it_fetches_leaves_no_half_shard_and_keeps_nobody
     ],
 )
 def test_addresses_with_secrets_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(InputError, match="unknown key `colour`") as unknown:
+        parse_sources([{"path": url, "colour": 1}], [], None)
+    assert "secret" not in str(unknown.value)
     with pytest.raises(InputError, match="a password or token in the address") as refused:
         DataArguments(data=url)
     assert not re.search(r"secret|token@|key", str(refused.value).replace("token in the", ""))
@@ -414,3 +437,13 @@ def test_two_ranks_killed_and_resumed_end_like_two_that_nobody_disturbed(
     assert "for 2 ranks" in output
     losses, expected = killed.losses(), whole.losses()
     assert losses.keys() == expected.keys() and max(abs(losses[step] - expected[step]) for step in expected) <= 1e-6
+
+
+@pytest.mark.slow
+def test_reading_from_shards_is_measured_beside_a_folder(tmp_path: Path) -> None:
+    words = ["--images", 10, "--shard_mb", 0.2, "--latency", 0.05, "--out", tmp_path / "streaming.json"]
+    run_script(ROOT / "benchmarks/streaming.py", *words)
+    result = json.loads((tmp_path / "streaming.json").read_text())
+    assert [run["fetched"] > 0 for run in result["runs"]] == [False, False, True, False, True, True]
+    assert len({run["images"] for run in result["runs"]}) == 1
+    assert all(run["rows_per_s"] > 0 for run in result["runs"])
