@@ -27,6 +27,7 @@ from sarlang_sft.prediction_files import answered_ids
 from sarlang_sft.quantisation import bits_of
 from sarlang_sft.records import file_hash, image_root_of
 from sarlang_sft.served_answers import ServerArguments, open_served, predict_by_server
+from sarlang_sft.shards import DEFAULT_CACHE, data_folder
 from sarlang_sft.signals import leave_at_once
 
 MADE_WITH = (
@@ -46,7 +47,7 @@ MADE_WITH = (
 
 @dataclass
 class GenerateArguments:
-    data: str = field(metadata={"help": "Data folder."})
+    data: str = field(metadata={"help": "Data folder, or the URL of one in shards (docs/scale.md)."})
     out: str = field(metadata={"help": "Folder for predictions.jsonl."})
     model: str | None = field(
         default=None,
@@ -57,6 +58,9 @@ class GenerateArguments:
     split: str = field(default="test", metadata={"help": "train, val or test."})
     image_root: str | None = field(
         default=None, metadata={"help": "Folder of the images; default: the data folder's."}
+    )
+    shard_cache: str | None = field(
+        default=None, metadata={"help": f"Folder for shards fetched from a URL; default: {DEFAULT_CACHE}."}
     )
     subsets: list[str] = field(default_factory=list, metadata={"help": "Only these, e.g. vqa1 vqa2; default: all."})
     tasks: list[str] = field(default_factory=list, metadata={"help": "Only these applications; default: all."})
@@ -88,8 +92,9 @@ def main() -> None:
     bits = bits_of(args.load_in_4bit, args.load_in_8bit)
     if args.engine == "openai" and (bits or args.dtype != "auto" or crew.ranks.count > 1):
         raise InputError("--engine openai: the server chooses --dtype and --load_in_*; one process asks, not torchrun")
-    image_root = image_root_of(Path(args.data), args.image_root)
-    questions = read_questions(Path(args.data), args.split, args.subsets, args.tasks, args.limit)
+    data = data_folder(args.data, args.shard_cache)
+    image_root = image_root_of(data, args.image_root)
+    questions = read_questions(data, args.split, args.subsets, args.tasks, args.limit)
     if args.exchange_images:
         questions = exchange_images(questions)
     if args.without_images:
@@ -100,7 +105,7 @@ def main() -> None:
         "model_fingerprint": base_fingerprint(args.model) if args.model else None,
         "adapter_fingerprint": base_fingerprint(args.adapter) if adapted else None,
         "image_ops": load_ops(Path(args.adapter or args.model)) if args.model else [],
-        "questions": file_hash(Path(args.data) / f"{args.split}.parquet"),
+        "questions": file_hash(data / f"{args.split}.parquet"),
         # which scene is shown instead depends on which there are
         "exchanged_among": [args.subsets, args.tasks, args.limit] if args.exchange_images else None,
     }

@@ -22,6 +22,7 @@ from sarlang_sft.mixture import DataSource, parse_sources
 from sarlang_sft.records import TASKS
 from sarlang_sft.roll_call import call_roll
 from sarlang_sft.scoring.predictions import CAPTION_TASK
+from sarlang_sft.shards import DEFAULT_CACHE, DEFAULT_CACHE_GB
 
 FIXED = (
     ("save_only_model", False, "such checkpoints cannot be gone on from"),
@@ -66,8 +67,8 @@ class DataArguments:
 
     data: str = field(
         metadata={
-            "help": "Data folder written by data_prep/convert_*.py; in YAML also a list of {path, weight, tasks, "
-            "subsets, caps, image_root} (docs/data.md)."
+            "help": "Data folder written by data_prep/convert_*.py, or the URL of one in shards (s3://..., "
+            "docs/scale.md); in YAML also a list of {path, weight, tasks, subsets, caps, image_root} (docs/data.md)."
         }
     )
     image_root: str | None = field(
@@ -95,6 +96,15 @@ class DataArguments:
         default=10,
         metadata={"help": "So many unreadable images are left out of a run, with a message; one more stops it."},
     )
+    shard_cache: str | None = field(
+        default=None, metadata={"help": f"Folder for shards fetched from a URL; default: {DEFAULT_CACHE}."}
+    )
+    shard_cache_gb: float = field(
+        default=DEFAULT_CACHE_GB, metadata={"help": "Size of that folder; what is unused for longest makes room."}
+    )
+    shard_window: int = field(
+        default=4, metadata={"help": "Shards whose images are mixed with each other, for every rank (docs/scale.md)."}
+    )
     sample_folder: str | None = field(
         default=None,
         metadata={"help": "If this data folder is missing, it is made of 200 simulated scenes (demo)."},
@@ -112,13 +122,17 @@ class DataArguments:
             raise InputError(f"max_tokens_per_row {self.max_tokens_per_row}: must be at least 1")
         if self.turns_per_image is not None and self.turns_per_image < 1:
             raise InputError(f"turns_per_image {self.turns_per_image}: must be at least 1; leave it out for all")
+        if self.shard_window < 1:
+            raise InputError(f"shard_window {self.shard_window}: must be at least 1")
+        if not self.shard_cache_gb > 0:
+            raise InputError(f"shard_cache_gb {self.shard_cache_gb}: must be above 0")
         if self.max_bad_images < 0:
             raise InputError(f"max_bad_images {self.max_bad_images}: must be 0 (the first one stops the run) or more")
         self.sources()
 
     def sources(self) -> list[DataSource]:
         """The data folders of the mixture."""
-        return parse_sources(self.data, self.tasks, self.image_root)
+        return parse_sources(self.data, self.tasks, self.image_root, self.shard_cache, self.shard_cache_gb)
 
 
 @dataclass

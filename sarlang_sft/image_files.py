@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import rasterio
@@ -9,6 +10,7 @@ from PIL import Image
 from rasterio.errors import RasterioError
 
 from sarlang_sft.errors import InputError
+from sarlang_sft.records import SHARD_INDEX
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # in order of preference for one stem
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -21,13 +23,13 @@ LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses to decode
 def path_inside(root: Path, relative: str) -> Path:
     """`root / relative`, or [`InputError`] if that leaves `root` (through `..`, an absolute path or a link)."""
     path = Path(os.path.realpath(root / relative))  # which takes links in a circle, too
-    if not path.is_relative_to(os.path.realpath(root)):
+    if not path.is_relative_to(os.path.realpath(root)) or SHARD_INDEX in Path(relative).parts:
         raise InputError(f"{relative}: leaves the image root {root}")
     return path
 
 
-def open_tiff(path: Path) -> rasterio.DatasetReader:
-    """A GeoTIFF by itself.
+def open_tiff(path: Path | BytesIO) -> rasterio.DatasetReader:
+    """A GeoTIFF by itself, or the bytes of one.
 
     By content alone GDAL would also open virtual files, and beside a GeoTIFF masks and metadata of any kind (`.msk`,
     `.aux.xml`): both may refer to files out of the root, or on the network.
@@ -36,8 +38,8 @@ def open_tiff(path: Path) -> rasterio.DatasetReader:
         return rasterio.open(path, driver="GTiff")
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A picture of `PICTURE_FORMATS`, not yet decoded."""
+def open_picture(path: Path | BytesIO) -> Image.Image:
+    """A picture of `PICTURE_FORMATS`, or the bytes of one, not yet decoded."""
     return Image.open(path, formats=PICTURE_FORMATS)
 
 

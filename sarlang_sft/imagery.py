@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +14,29 @@ from rasterio.errors import NotGeoreferencedWarning
 from sarlang_sft.boxes import Frame
 from sarlang_sft.errors import InputError, UnreadableImageError
 from sarlang_sft.image_files import PLAIN_MODES, TIFF_SUFFIXES, open_picture, open_tiff
+from sarlang_sft.shards import in_shards, read_from_shards
+from sarlang_sft.whole_output import CannotWriteError
 
 LARGEST_SIDE = 16_384  # pixels that an operation may make of a side
 OPS_FILE = "image_ops.json"
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as (H, W, 3) float32 of 0-255.
+    """An image, a file or in a shard, as (H, W, 3) float32 of 0-255.
 
     8-bit files keep their values. Other types (16-bit, float) are stretched from their 1st-99th percentile, so that
     nothing is clipped; NaN counts as the lowest value, and of complex pixels the amplitude is taken. One band is
     repeated three times, two bands give (1, 2, 1).
 
     Raises:
-        UnreadableImageError: The file is missing, cut off, or no picture.
+        UnreadableImageError: The file, or its shard, is missing or cut off, or it is no picture.
+        CannotWriteError: Its shard cannot be written to the cache.
     """
     try:
-        bands = _decode_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else decode_picture(path)
+        file = BytesIO(read_from_shards(path)) if in_shards(path) else path
+        bands = _decode_tiff(file) if path.suffix.lower() in TIFF_SUFFIXES else decode_picture(file)
+    except CannotWriteError:  # of a shard: the cache is full, the image is not broken
+        raise
     except Exception as error:  # decoders meet broken files with errors of every kind
         raise UnreadableImageError(path, str(error)) from error
     if bands.dtype != np.uint8:
@@ -38,14 +45,14 @@ def read_image(path: Path) -> np.ndarray:
     return np.ascontiguousarray(bands[list(order)].transpose(1, 2, 0), dtype=np.float32)
 
 
-def _decode_tiff(path: Path) -> np.ndarray:
+def _decode_tiff(path: Path | BytesIO) -> np.ndarray:
     """The bands of a GeoTIFF as (C, H, W) in the file's own type; of complex pixels the amplitude."""
     with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), open_tiff(path) as file:
         bands = file.read()
     return np.abs(bands) if np.iscomplexobj(bands) else bands
 
 
-def decode_picture(path: Path) -> np.ndarray:
+def decode_picture(path: Path | BytesIO) -> np.ndarray:
     """The bands of a PNG, JPEG or BMP as (C, H, W) in the file's own type; palettes and alpha become RGB.
 
     Raises what Pillow raises.

@@ -7,6 +7,7 @@ of the optimiser is a group of rows of about equal weight in visual and in total
 import json
 from bisect import bisect_left, insort
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,15 +125,7 @@ def fill_to(rows: list[Row], count: int, layout: Layout) -> list[Row]:
     """Bring an epoch to `count` rows, so that no step is short of them.
 
     Trees: rows with most dialogues are halved. Flat: the first rows come twice.
-
-    Raises:
-        InputError: There are fewer dialogues than rows in a step.
     """
-    if sum(len(tree) for row in rows for tree in row) < layout.rows_per_step:
-        raise InputError(
-            f"data: too few dialogues for a step of {layout.rows_per_step} rows; lower per_device_train_batch_size or "
-            "gradient_accumulation_steps"
-        )
     if not layout.trees:
         return [rows[number % len(rows)] for number in range(count)]
     rows = sorted(rows, key=lambda row: sum(map(len, row)))
@@ -149,19 +142,25 @@ def fill_to(rows: list[Row], count: int, layout: Layout) -> list[Row]:
     return rows
 
 
+def weigh(rows: list[Row], lengths: Lengths, layout: Layout, rng: np.random.Generator) -> list[Any]:
+    """What rows are sorted by, so that neighbours cost about the same: visual, then total tokens.
+
+    Flat rows are sorted loosely: answers of one length are often of one kind, and steps that hold one class each teach
+    badly.
+    """
+    total = [sum(tokens_of(tree, lengths) for tree in row) for row in rows]
+    if not layout.trees:
+        return (np.log2(total) + rng.uniform(0, FLAT_LOOSENESS, len(rows))).tolist()
+    visual = [sum(int(lengths.visual[tree[0]]) for tree in row) for row in rows]
+    return list(zip(visual, total, strict=True))
+
+
 def arrange(rows: list[Row], lengths: Lengths, layout: Layout, rng: np.random.Generator) -> list[Row]:
     """Order rows so that those of one step resemble each other in visual and in total tokens.
 
-    Rows are sorted within windows of the shuffled order, cut into steps, and the steps shuffled. Flat rows are sorted
-    loosely: answers of one length are often of one kind, and steps that hold one class each teach badly.
+    Rows are sorted within windows of the shuffled order, cut into steps, and the steps shuffled.
     """
-    total = [sum(tokens_of(tree, lengths) for tree in row) for row in rows]
-    order = rng.permutation(len(rows))
-    if layout.trees:
-        visual = [sum(int(lengths.visual[tree[0]]) for tree in row) for row in rows]
-        weight = list(zip(visual, total, strict=True))
-    else:
-        weight = (np.log2(total) + rng.uniform(0, FLAT_LOOSENESS, len(rows))).tolist()
+    order, weight = rng.permutation(len(rows)), weigh(rows, lengths, layout, rng)
     steps: list[list[int]] = []
     size = layout.rows_per_step
     window = size * max(1, WINDOW // size)
@@ -181,6 +180,32 @@ HINTS = {
 }
 
 
+def draw_trees(
+    mixture: Mixture, lengths: Lengths, left_out: list[LeftOut], layout: Layout, seed: int, epochs: int
+) -> list[tuple[np.random.Generator, list[Tree]]]:
+    """What every epoch draws, as trees, and the generator to go on with; for the rest see [`plan_epochs`]."""
+    usable = np.ones(len(lengths.record), dtype=bool)
+    usable[[item.dialogue for item in left_out]] = False
+    if not usable.any():
+        reasons = Counter(item.reason for item in left_out)
+        listed = "; ".join(f"{count} {reason} ({HINTS[reason]})" for reason, count in reasons.items())
+        raise InputError(f"data: every dialogue is left out: {listed}")
+    drawn = []
+    for epoch in range(epochs):
+        rng = np.random.default_rng([seed, epoch])
+        draw = mixture.draw(rng, usable)
+        if len(draw.dialogue) == 0:
+            raise InputError("data: weights and caps leave no dialogue in an epoch; raise them")
+        trees = make_trees(draw, lengths, layout, rng)
+        if layout.shuffle and sum(map(len, trees)) < layout.rows_per_step:
+            raise InputError(
+                f"data: too few dialogues for a step of {layout.rows_per_step} rows; lower "
+                "per_device_train_batch_size or gradient_accumulation_steps"
+            )
+        drawn.append((rng, trees))
+    return drawn
+
+
 def plan_epochs(
     mixture: Mixture, lengths: Lengths, left_out: list[LeftOut], layout: Layout, seed: int, epochs: int
 ) -> list[list[Row]]:
@@ -192,19 +217,9 @@ def plan_epochs(
     Raises:
         InputError: Nothing is left to learn from, or too little for a step.
     """
-    usable = np.ones(len(lengths.record), dtype=bool)
-    usable[[item.dialogue for item in left_out]] = False
-    if not usable.any():
-        reasons = Counter(item.reason for item in left_out)
-        listed = "; ".join(f"{count} {reason} ({HINTS[reason]})" for reason, count in reasons.items())
-        raise InputError(f"data: every dialogue is left out: {listed}")
-    rngs = [np.random.default_rng([seed, epoch]) for epoch in range(epochs)]
-    packed = []
-    for rng in rngs:
-        draw = mixture.draw(rng, usable)
-        if len(draw.dialogue) == 0:
-            raise InputError("data: weights and caps leave no dialogue in an epoch; raise them")
-        packed.append(pack(make_trees(draw, lengths, layout, rng), lengths, layout, rng))
+    drawn = draw_trees(mixture, lengths, left_out, layout, seed, epochs)
+    packed = [pack(trees, lengths, layout, rng) for rng, trees in drawn]
+    rngs = [rng for rng, _ in drawn]
     if not layout.shuffle:
         return packed
     count = -(-max(map(len, packed)) // layout.rows_per_step) * layout.rows_per_step
@@ -222,13 +237,22 @@ class PlannedRows(Dataset):
 
     Args:
         seed: Of the plan.
+        ahead: Told of every row that is read (the rows of its epoch, and its place there), to fetch what comes next.
     """
 
-    def __init__(self, table: pa.Table, epochs: list[list[Row]], trees: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        epochs: list[list[Row]],
+        trees: bool,
+        seed: int = 0,
+        ahead: Callable[[list[Row], int], None] | None = None,
+    ) -> None:
         self.dialogues = datasets.Dataset(InMemoryTable(table))
         self.epochs = epochs
         self.trees = trees
         self.seed = seed
+        self.ahead = ahead
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -247,6 +271,8 @@ class PlannedRows(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         row = self._rows()[index]
+        if self.ahead:
+            self.ahead(self._rows(), index)
         columns = self.dialogues[np.concatenate(row).tolist()]
         dialogues = iter([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
         # Trees count from 1: zeros at the end change no generator, and [seed, epoch] alone draws the plan.

@@ -212,7 +212,7 @@ def read_boxes(sources: list[DataSource], split: str, table: pa.Table) -> dict[i
     """The boxes of every record of a table, also those that no text names, by the number of the record."""
     tables = []
     for source in sources:
-        with open_split(Path(source.path), split, ["images", "boxes"]) as file:
+        with open_split(source.folder, split, ["images", "boxes"]) as file:
             tables.append(file.read(columns=["images", "boxes"]))
     places = [{tuple(names): place for place, names in enumerate(one["images"].to_pylist())} for one in tables]
     rows = zip(*(table[name].to_pylist() for name in ("record", "source", "images")), strict=True)

@@ -19,6 +19,7 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.whole_output import Own, whole_folder
 
 MANIFEST = "manifest.json"
+SHARD_INDEX = "shards.parquet"  # stands for the image root where images lie in shards, see `shards`
 DATA_FOLDER = Own(MANIFEST, r"(train|val|test)\.parquet|manifest\.json|(rejected|findings)\.jsonl")
 RECORDS_AT_ONCE = 1024  # as Python objects
 SPLITS = ("train", "val", "test")
@@ -107,6 +108,7 @@ _DIALOGUE = pa.struct(
     ]
 )
 _BOX = pa.struct([("label", pa.string()), ("points", pa.list_(pa.float64()))])
+_SHARD = pa.field("shard", pa.int32())  # in the tables of data folders in shards
 SCHEMA = pa.schema(
     [
         ("images", pa.list_(pa.string())),
@@ -219,6 +221,12 @@ def read_manifest(data: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_not_in_shards(data: Path) -> None:
+    """Raise [`InputError`] if the images of a data folder lie in shards, for what needs them as files."""
+    if read_manifest(data)["image_root"] == SHARD_INDEX:
+        raise InputError(f"--data {data}: its images lie in shards; give the folder that these were written from")
+
+
 def print_manifest(manifest: dict[str, Any]) -> None:
     """Counts per split, subset and task, and what was rejected why."""
     for split, subsets in manifest["counts"].items():
@@ -267,14 +275,16 @@ def flatten_dialogues(records: pa.Table, columns: list[str]) -> pa.Table:
 
 
 def read_dialogue_table(data: Path, split: str) -> pa.Table:
-    """[`flatten_dialogues`] of a split with `images, width, height, split`, and `boxes` where a text names one.
+    """[`flatten_dialogues`] of a split with `images, width, height, shard, split`, and `boxes` where a text names one.
 
-    `boxes` is null unless a text names one as `<box:i>`.
+    `boxes` is null unless a text names one as `<box:i>`, and `shard` is -1 of images that lie in none.
     """
     columns = ["images", "width", "height", "boxes", "dialogues"]
     with open_split(data, split, columns) as file:
+        shard = file.read(columns=["shard"])["shard"] if "shard" in file.schema_arrow.names else None
         table = file.read(columns=columns).cast(pa.schema([SCHEMA.field(name) for name in columns]))
-    flat = flatten_dialogues(table, ["images", "width", "height"])
+    table = table.append_column(_SHARD, pa.repeat(-1, len(table)).cast(pa.int32()) if shard is None else shard)
+    flat = flatten_dialogues(table, ["images", "width", "height", "shard"])
     turns = flat["turns"].combine_chunks()
     texts = pc.list_flatten(turns)
     names = [pc.match_substring(pc.struct_field(texts, name), "<box:") for name in _TURN.names]
@@ -286,8 +296,14 @@ def read_dialogue_table(data: Path, split: str) -> pa.Table:
 
 
 def image_root_of(data: Path, image_root: str | None) -> Path:
-    """The image root given by the user, or else the one of the data folder's manifest; raises if it is no folder."""
-    root = Path(image_root or read_manifest(data)["image_root"])
+    """The image root given by the user, or else the one of the data folder's manifest; raises if it is no folder.
+
+    Of a data folder in shards it is their index, see `shards`.
+    """
+    stated = read_manifest(data)["image_root"]
+    if image_root is None and stated == SHARD_INDEX and (data / SHARD_INDEX).is_file():
+        return (data / SHARD_INDEX).resolve()
+    root = Path(image_root or stated)
     if not root.is_dir():
         raise InputError(f"image root {root} is no folder; give the right one with --image_root")
     return root

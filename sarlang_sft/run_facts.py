@@ -10,7 +10,7 @@ from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.environment import git_state, versions
 from sarlang_sft.errors import InputError
 from sarlang_sft.fingerprints import base_fingerprint
-from sarlang_sft.records import file_hash, image_root_of, open_split
+from sarlang_sft.records import SHARD_INDEX, file_hash, image_root_of, open_split
 from sarlang_sft.tuning import TuningArguments
 
 Facts = dict[str, Any]
@@ -45,8 +45,10 @@ MEANS = {
     "max_grad_norm": ONWARDS,
     "load_best_model_at_end": RESULT,
     "image_root": SAME_IMAGES,
+    "shard_cache": NOTHING,
+    "shard_cache_gb": NOTHING,
 }
-DATA_FILES = ("manifest.json", "train.parquet", "val.parquet")
+DATA_FILES = ("manifest.json", "train.parquet", "val.parquet", SHARD_INDEX)
 LEARNS_FROM_SCORES = ("reduce_lr_on_plateau", "greedy")  # kinds of lr_scheduler_type
 FREE_GROUPS = ("logging_", "log_", "eval_", "val_", "save_", "hub_", "trackio_", "tiny_", "sample_")
 
@@ -79,8 +81,8 @@ def collect_facts(
         InputError: A data folder, its images or the model cannot be found.
     """
     for source in data.sources():
-        image_root_of(Path(source.path), source.image_root)
-        with open_split(Path(source.path), "train", ["dialogues"]):
+        image_root_of(source.folder, source.image_root)
+        with open_split(source.folder, "train", ["dialogues"]):
             pass
     options = {**asdict(model), **asdict(tuning), **asdict(data), **training.to_dict()}
     facts = {
@@ -91,7 +93,7 @@ def collect_facts(
                 **asdict(source),
                 **{
                     path.name: file_hash(path) if path.is_file() else None
-                    for path in (Path(source.path) / name for name in DATA_FILES)
+                    for path in (source.folder / name for name in DATA_FILES)
                 },
             }
             for source in data.sources()
@@ -175,10 +177,10 @@ def _of_ranks(was: Facts, now: Facts) -> Iterator[Difference]:
         )  # fmt: skip
     if was["world_size"] != now["world_size"]:
         cut = now["deepspeed"] is not None
-        means = None if cut else DROPOUT
+        dealt = any(source.get(SHARD_INDEX) for source in now["data"])
         yield Difference(
-            "processes", was["world_size"], now["world_size"], means,
-            "DeepSpeed has cut the optimiser's state for as many",
+            "processes", was["world_size"], now["world_size"], None if cut or dealt else DROPOUT,
+            "DeepSpeed has cut the optimiser's state for as many" if cut else "shards are dealt to as many",
         )  # fmt: skip
 
 

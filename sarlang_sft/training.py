@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +48,14 @@ from sarlang_sft.packing import (
     write_left_out,
 )
 from sarlang_sft.quantisation import quantisation
+from sarlang_sft.read_ahead import ReadAhead
 from sarlang_sft.records import read_dialogue_table, write_data_folder
 from sarlang_sft.run_files import FINISHED, STOPPED
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.runs import Run
 from sarlang_sft.sample import write_sample
 from sarlang_sft.sarlang import Prompts, convert
+from sarlang_sft.shard_order import Dealing, describe_dealing, plan_shard_epochs
 from sarlang_sft.tracking import add_tracker
 from sarlang_sft.trainable import (
     Trainable,
@@ -216,15 +219,28 @@ def _plan_split(
     if left_out_file:
         write_left_out(left_out_file, left_out, table)
     mixture = Mixture(sources, table)
-    epochs = plan_epochs(mixture, lengths, left_out, layout, training.seed, 1)
+    dealing = find_dealing(table, training, data.shard_window) if layout.shuffle else None
+    plan = partial(plan_shard_epochs, dealing=dealing) if dealing else plan_epochs
+    epochs = plan(mixture, lengths, left_out, layout, training.seed, 1)
     wanted = math.ceil(training.num_train_epochs)
     if training.max_steps > 0:
         wanted = math.ceil(training.max_steps * layout.rows_per_step / len(epochs[0]))
     if layout.shuffle and wanted > 1:
-        epochs = plan_epochs(mixture, lengths, left_out, layout, training.seed, wanted)
+        epochs = plan(mixture, lengths, left_out, layout, training.seed, wanted)
     if training.process_index == 0:
         print(f"{split} {describe_plan(epochs, lengths, layout)}", flush=True)
-    return PlannedRows(table, epochs, data.image_trees, training.seed)
+        if dealing:
+            print(f"{split} {describe_dealing(epochs, dealing)}", flush=True)
+    ahead = ReadAhead(table, dealing, training.dataloader_num_workers == 0) if dealing else None
+    return PlannedRows(table, epochs, data.image_trees, training.seed, ahead)
+
+
+def find_dealing(table: pa.Table, training: TrainArguments, window: int) -> Dealing | None:
+    """Who reads which shards; None if no image lies in one."""
+    shard = table["shard"].to_numpy()
+    if shard.max(initial=-1) < 0:
+        return None
+    return Dealing(shard, training.world_size, training.per_device_train_batch_size, window)
 
 
 def make_collator(

@@ -21,7 +21,7 @@ from sarlang_sft.boxes import box_problem
 from sarlang_sft.errors import InputError
 from sarlang_sft.findings import Finding
 from sarlang_sft.image_checks import ImageFacts
-from sarlang_sft.records import RECORDS_AT_ONCE, SCHEMA, SPLITS, TASKS, open_split, read_manifest
+from sarlang_sft.records import RECORDS_AT_ONCE, SCHEMA, SPLITS, TASKS, check_not_in_shards, open_split, read_manifest
 from sarlang_sft.scoring.predictions import CAPTION_TASK
 from sarlang_sft.text_checks import boxes_not_there, gives_away, same_answer, same_question, text_problems
 
@@ -56,6 +56,7 @@ class Batch:
 
 def check_manifest(data: Path) -> dict[str, Any]:
     """The manifest of a data folder; raises [`InputError`] if it is none of `write_data_folder`."""
+    check_not_in_shards(data)
     manifest = read_manifest(data)
     levels = {"read": 0, "accepted": 0, "rejected": 1, "counts": 3}  # of mappings around the numbers
     wrong = [name for name, depth in levels.items() if not _counted(manifest, name, depth)]

@@ -17,7 +17,7 @@ from sarlang_sft.formats.files import ROWS_AT_ONCE
 from sarlang_sft.formats.rows import Sample
 from sarlang_sft.formats.table import FORMATS, Format
 from sarlang_sft.image_files import path_inside
-from sarlang_sft.records import SCHEMA, Record, open_split, read_records
+from sarlang_sft.records import SCHEMA, Record, check_not_in_shards, open_split, read_records
 from sarlang_sft.whole_output import Own, whole_folder
 
 MANIFEST = "export.json"
@@ -46,6 +46,7 @@ def export(
     """
     if shard_size < 1:
         raise InputError(f"--shard_size {shard_size}: must be at least 1")
+    check_not_in_shards(data)
     target = FORMATS[name]
     absolute = (image_paths or target.image_paths) == "absolute"
     counts = {"written": Counter(), "left_out": Counter(), "changed": Counter()}

@@ -40,7 +40,7 @@ def write_shards(folder: Path, split: str, samples: Iterable[Sample], image_root
         with tarfile.open(folder / f"{split}-{shard:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for number, sample in enumerate(batch, shard * shard_size):
                 text = json.dumps(asdict(sample.record), ensure_ascii=False).encode()
-                _add(tar, f"{number:09d}.json", text)
+                add_member(tar, f"{number:09d}.json", text)
                 several = len(sample.record.images) > 1
                 for place, name in enumerate(sample.record.images):
                     path = image_root / name
@@ -49,11 +49,12 @@ def write_shards(folder: Path, split: str, samples: Iterable[Sample], image_root
                         content = path.read_bytes()
                     except OSError as error:
                         raise InputError(f"{path}: cannot be read ({error})") from error
-                    _add(tar, f"{number:09d}.{suffix.lower()}", content)
+                    add_member(tar, f"{number:09d}.{suffix.lower()}", content)
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, owner or rights of this machine
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file without time, owner or rights of this machine, so that the same records give the same bytes."""
+    member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, BytesIO(content))
 
