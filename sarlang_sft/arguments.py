@@ -27,6 +27,7 @@ FIXED = (
     ("auto_find_batch_size", False, "rows are planned for one batch size"),
     ("logging_nan_inf_filter", False, "it hides a loss that is no number, at which training stops here"),
     ("enable_jit_checkpoint", False, "SIGTERM and SIGINT write a checkpoint anyway"),
+    ("fsdp_config", None, "FSDP2 is run in one way here; DeepSpeed's files have other ways (docs/scale.md)"),
     ("push_to_hub", False, "it would upload the folder before the result is in its place; use `hf upload` afterwards"),
 )
 ANSWERED = ("accuracy", *(f"accuracy_{task}" for task in TASKS if task != CAPTION_TASK), "cider")  # by val_questions
@@ -139,6 +140,10 @@ class TrainArguments(SFTConfig):
             "or language_model (none: `gradient_checkpointing: false`)."
         },
     )
+    fsdp: bool = field(
+        default=False,
+        metadata={"help": "Cut weights, gradients and the optimiser's state among ranks by FSDP2 (docs/scale.md)."},
+    )
     resume: str = field(
         default="auto",
         metadata={
@@ -210,6 +215,7 @@ class TrainArguments(SFTConfig):
         for name, wanted, why in FIXED:
             if vars(self)[name] != wanted:
                 raise InputError(f"{name} {vars(self)[name]}: must stay {wanted}: {why}")
+        self._check_sharding()
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.use_cpu:
@@ -223,6 +229,9 @@ class TrainArguments(SFTConfig):
             self.ddp_backend = "gloo"
         self.hf_deepspeed_config = None  # which transformers sets only if there is one
         super().__post_init__()
+        zero, gathers = self.hf_deepspeed_config, "stage3_gather_16bit_weights_on_model_save"
+        if zero and zero.is_zero3() and not zero.is_true(f"zero_optimization.{gathers}"):
+            raise InputError(f"deepspeed {self.deepspeed}: set {gathers} to true; ZeRO-3 saves no weights without it")
         if self.save_total_limit == 1 and self.metric_for_best_model:
             self.save_total_limit = 2  # transformers would end by deleting the last one for the best
         for name in self.report_to:
@@ -231,6 +240,18 @@ class TrainArguments(SFTConfig):
         if self.checkpointed != "both" and not self.gradient_checkpointing:
             raise InputError(f"checkpointed {self.checkpointed}: gradient_checkpointing is off; leave one of them out")
         self._check_evaluation()
+
+    def _check_sharding(self) -> None:
+        if not self.fsdp:
+            return
+        if self.deepspeed:
+            raise InputError(f"fsdp and deepspeed {self.deepspeed}: choose one of them")
+        if "WORLD_SIZE" not in os.environ:
+            raise InputError(
+                "fsdp: cuts a model among ranks, start them by torchrun --nproc_per_node N, or leave it out"
+            )
+        if self.optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise InputError(f"optim {self.optim}: not verified with fsdp; use adamw_torch, or ZeRO-2 instead of fsdp")
 
     def _check_evaluation(self) -> None:
         for name, lowest in (("val_questions", 0), ("val_batch_size", 1), ("val_max_new_tokens", 1)):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sarlang_sft.arguments import TrainArguments
 from sarlang_sft.checkpoints import last_complete
@@ -51,8 +52,14 @@ def are_numbers(parameters: Iterable[nn.Parameter], cut: bool) -> bool:
     Args:
         cut: ZeRO-3 has left a part of each parameter on every rank.
     """
-    parts = [parameter.ds_tensor if cut else parameter for parameter in parameters if parameter.requires_grad]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    parts = [parameter.ds_tensor if cut else local_part(parameter) for parameter in trained]
     return bool(torch.stack([part.isfinite().all() for part in parts]).all())
+
+
+def local_part(parameter: nn.Parameter) -> torch.Tensor:
+    """What FSDP2 has left of a parameter on this rank, or all of it."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def stop_diverged(found: Diverged, step: int, args: TrainArguments) -> None:

@@ -71,12 +71,17 @@ def stored_shapes(folder: Path) -> dict[str, torch.Size]:
     """Shapes of the tensors in a checkpoint, from the headers of its files."""
     shapes = {}
     for path in stored_files(folder):
-        try:
-            with safe_open(path, "pt") as file:
-                shapes |= {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise InputError(f"model {folder}: {path.name} is no whole safetensors file: {error}") from error
+        shapes |= tensor_shapes(path)
     return shapes
+
+
+def tensor_shapes(path: Path) -> dict[str, torch.Size]:
+    """Shapes of the tensors in a safetensors file, from its header; raises [`InputError`] if it is not whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"model {path.parent}: {path.name} is no whole safetensors file: {error}") from error
 
 
 def module_names(stored: Iterable[str], skeleton: PreTrainedModel) -> dict[str, str]:

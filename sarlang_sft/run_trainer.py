@@ -18,6 +18,7 @@ from sarlang_sft.attention import answering_attention
 from sarlang_sft.checkpoints import check_checkpoint, new_checkpoint, rotate_checkpoints
 from sarlang_sft.collate import IGNORED
 from sarlang_sft.divergence import Diverged, are_numbers, find_diverged, stop_diverged
+from sarlang_sft.fsdp import gather_state
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.inference import TunedModel
 from sarlang_sft.interruption import EvaluationInterrupted, Interruption, leave_signals_to_trainer
@@ -26,6 +27,7 @@ from sarlang_sft.packing import PlannedRows
 from sarlang_sft.progress import Progress, load_progress, save_progress
 from sarlang_sft.run_files import append_evaluation
 from sarlang_sft.runs import Run
+from sarlang_sft.saved_weights import check_saved
 from sarlang_sft.supervision import first_tokens
 from sarlang_sft.tracking import WandbTracker
 from sarlang_sft.trainer import DialogueTrainer
@@ -145,6 +147,15 @@ class RunTrainer(DialogueTrainer):
             best = self.state.best_model_checkpoint
             rotate_checkpoints(out, self.args.save_total_limit, Path(best) if best else None)
         self.saving_seconds += time.perf_counter() - start
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter, or the model, with its processor; every tensor of it, or an error."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=gather_state(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            check_saved(Path(output_dir or self.args.output_dir), self.model)
 
     def go_on(self) -> None:
         """Put back what transformers forgets of the checkpoint that the run is resumed from."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers.trainer_optimizer import is_optimizer_factory
 from trl import SFTTrainer
 
@@ -16,6 +16,7 @@ from sarlang_sft.backbones import Backbone
 from sarlang_sft.collate import IGNORED
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import FlopCount, count_flops
+from sarlang_sft.fsdp import check_sharded, gather_head, name_layers, shard_on_cpu
 from sarlang_sft.meter import Meter, speed_of
 from sarlang_sft.optimiser import parameter_groups
 from sarlang_sft.packing import PlannedRows
@@ -45,6 +46,23 @@ class DialogueTrainer(SFTTrainer):
         # Qwen classes declare that they take no loss arguments, which would make gradient accumulation average over
         # batches instead of tokens; the loss is computed here and takes them.
         self.model_accepts_loss_kwargs = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Of transformers; with FSDP2 on the CPU too."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.args.use_cpu:
+            shard_on_cpu(self.accelerator, self.args)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *words: Any) -> tuple[nn.Module, DataLoader]:
+        """The model as it trains, and its data; cut by FSDP2 for certain if that is asked for."""
+        if self.is_fsdp_enabled:
+            name_layers(self.accelerator, self.model)
+        prepared = super()._prepare_for_training(*words)
+        if self.is_fsdp_enabled:
+            check_sharded(self.model)
+            gather_head(self.model)
+        return prepared
 
     def start_from_data(self, rows: list[Any]) -> None:
         """Let EVA choose where the adapters start, see `adapters.start_from_data`."""
