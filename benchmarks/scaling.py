@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --out benchmarks/results/cpu_scaling.json
 
 A tiny Qwen2.5-VL trains on image trees through the library's own steps, on one process and on two ranks (gloo): with
-DDP and ZeRO-1, -2 and -3, LoRA and in full. Of every optimiser step it says
+DDP, ZeRO-1, -2 and -3 and FSDP2, LoRA and in full. Of every optimiser step it says
 
 - the collectives: kind, type and number of elements, as PyTorch's dispatcher sees them, whoever asked for them (DDP's
   reducer, DeepSpeed, the trainer), and the bytes a rank sends for them in a ring (`sarlang_sft/communication.py`);
@@ -55,7 +55,7 @@ CONFIGURATIONS = {"zero1": "zero1.json", "zero2": "zero2.json", "zero3": "zero3.
 LARGE = dict.fromkeys(
     ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"), 0
 )
-FORMULAS = {"ddp": "ddp", "zero1": "zero1", "zero2": "zero2", "zero3_large": "zero3"}
+FORMULAS = {**{name: name for name in ("ddp", "zero1", "zero2", "fsdp2")}, "zero3_large": "zero3"}
 NAMESPACE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 # Operators of PyTorch's dispatcher: the collective, and which argument has all that is reduced or gathered.
 OPERATORS = {
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
         output_dir=str(options.out.with_suffix("")), max_steps=steps.last + COUNTED + 1, logging_steps=10_000,
         save_strategy="no", report_to="none", disable_tqdm=True, bf16=False, use_cpu=True,
         gradient_checkpointing=options.gradient_checkpointing, gradient_accumulation_steps=options.passes,
-        deepspeed=deepspeed_file(options.shardings[0], options.folder),
+        deepspeed=deepspeed_file(options.shardings[0], options.folder), fsdp=options.shardings[0] == "fsdp2",
     )  # fmt: skip
     backbone = find_backbone(folder)
     processor = load_processor(folder, backbone)
@@ -176,7 +176,7 @@ def figures(options: argparse.Namespace, steps: Steps, sizes: Sizes, ranks: int)
         "sharding": sharding,
         "tuning": options.tunings[0],
         "ranks": ranks,
-        "sizes": asdict(sizes) | {"gathered": sizes.gathered},
+        "sizes": asdict(sizes),
         "collectives": [{"kind": kind, "dtype": dtype, **kinds[kind, dtype]} for kind, dtype in sorted(kinds)],
         "sent_bytes": sum(one.sent(ranks) * calls for one, _, calls in found) / COUNTED,
         "formula_bytes": sum(one.sent(ranks) for one in formula) if formula else None,
@@ -215,7 +215,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    shardings = ["ddp", *CONFIGURATIONS]
+    shardings = ["ddp", *CONFIGURATIONS, "fsdp2"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shardings", nargs="+", choices=[*shardings, ALONE], default=shardings)
     parser.add_argument("--tunings", nargs="+", choices=("lora", "full"), default=["lora", "full"])

@@ -26,6 +26,7 @@ SCHEDULES = {
     "zero1": (("all_reduce", "trainable", False, False), ("all_gather", "trainable", False, True)),
     "zero2": (("all_reduce", "trainable", True, False), ("all_gather", "trainable", False, True)),
     "zero3": (("all_gather", "gathered", True, True), ("reduce_scatter", "trainable", True, False)),
+    "fsdp2": (("all_gather", "unsharded", True, True), ("reduce_scatter", "trainable", False, False)),
 }
 
 
@@ -37,18 +38,25 @@ class Sizes:
         parameters: All of them, adapters included.
         trainable: Those that train.
         passed: Those that gradients pass, and which the backward pass therefore needs.
-        recomputed: Those that checkpointing needs again to compute activations anew.
+        layers: Those of them in the repeated layers of tower and language model.
+        recomputed: Those of them that ZeRO-3 gathers once more where checkpointing computes activations anew.
     """
 
     parameters: int
     trainable: int
     passed: int
+    layers: int
     recomputed: int
 
     @property
     def gathered(self) -> int:
         """What ZeRO-3 gathers for one forward and backward pass."""
         return self.parameters + self.passed + self.recomputed
+
+    @property
+    def unsharded(self) -> int:
+        """What FSDP2 gathers for one: what is outside of layers stays, and layers are computed anew as they are."""
+        return self.parameters + self.layers
 
 
 def count_sizes(model: nn.Module, backbone: Backbone, checkpointed: bool) -> Sizes:
@@ -67,19 +75,19 @@ def count_sizes(model: nn.Module, backbone: Backbone, checkpointed: bool) -> Siz
         for name, place in places.items()
         if place >= first and (name in trainable or tied or "embed_tokens" not in name)
     }
-    recomputed: set[str] = set()
+    layers: set[str] = set()
+    last: set[str] = set()  # of each layer: where its backward pass begins, so that it is there when computing anew
     for name, layer in model.named_modules():
-        if checkpointed and isinstance(layer, GradientCheckpointingLayer):
-            # Its backward pass begins with the last linear layer, which is there when the layer is computed anew.
-            *_, last = (inner for inner, module in layer.named_modules() if isinstance(module, nn.Linear))
-            recomputed |= {
-                f"{name}.{own}" for own, _ in layer.named_parameters() if not own.startswith(f"{last}.")
-            } & passed
+        if isinstance(layer, GradientCheckpointingLayer):
+            layers |= {f"{name}.{own}" for own, _ in layer.named_parameters()} & passed
+            *_, (inner, linear) = ((n, module) for n, module in layer.named_modules() if isinstance(module, nn.Linear))
+            last |= {f"{name}.{inner}.{own}" for own, _ in linear.named_parameters()}
 
     def total(names: set[str]) -> int:
         return sum(sizes[name] for name in names)
 
-    return Sizes(total(set(sizes)), total(trainable), total(passed), total(recomputed))
+    recomputed = layers - last if checkpointed else set()
+    return Sizes(total(set(sizes)), total(trainable), total(passed), total(layers), total(recomputed))
 
 
 class Exchange(NamedTuple):
@@ -103,7 +111,7 @@ def exchanges(sharding: str, sizes: Sizes, passes: int, weight_width: int, gradi
         weight_width: Bytes per number of the weights that are gathered.
         gradient_width: Of the gradients that are reduced.
     """
-    amounts = {"trainable": sizes.trainable, "gathered": sizes.gathered}
+    amounts = {"trainable": sizes.trainable, "gathered": sizes.gathered, "unsharded": sizes.unsharded}
     return [
         Exchange(kind, amounts[which] * (passes if per_pass else 1), weight_width if of_weights else gradient_width)
         for kind, which, per_pass, of_weights in SCHEDULES[sharding]
