@@ -19,6 +19,7 @@ all of them. `zero3_large` sets them to 0, so that the tiny model is treated as 
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -193,7 +194,7 @@ def combine(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         seconds = statistics.median(second for one in same for second in one["seconds"])
         runs.append({**same[0], "seconds": seconds})
     alone = {one["tuning"]: one["seconds"] for one in runs if one["sharding"] == ALONE}
-    return [one | {"process_over_this": alone[one["tuning"]] / one["seconds"]} for one in runs]
+    return [one | {"process_over_this": alone[one["tuning"]] / one["seconds"] if alone else None} for one in runs]
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -209,15 +210,15 @@ def table(runs: list[dict[str, Any]]) -> str:
         calls = sum(kind["calls"] for kind in one["collectives"])
         lines.append(
             f"{one['sharding']:12} {one['tuning']:8} {' '.join(kilobytes)}  {calls:5.1f}  "
-            f"{one['process_over_this']:.2f}"
+            f"{one['process_over_this'] or math.nan:.2f}"
         )
     return "\n".join(lines)
 
 
 def parse() -> argparse.Namespace:
-    shardings = ["ddp", *CONFIGURATIONS, "fsdp2"]
+    shardings = [ALONE, "ddp", *CONFIGURATIONS, "fsdp2"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shardings", nargs="+", choices=[*shardings, ALONE], default=shardings)
+    parser.add_argument("--shardings", nargs="+", choices=shardings, default=shardings)
     parser.add_argument("--tunings", nargs="+", choices=("lora", "full"), default=["lora", "full"])
     parser.add_argument("--passes", type=int, default=2, help="forward and backward passes a step")
     parser.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=True)
@@ -247,7 +248,7 @@ def main() -> None:
         folder = Path(scratch)
         setting.make_data(folder, options.images).rename(folder / "data")
         BACKBONES["qwen2_5_vl"].build_tiny(folder / "model", setting.texts_of(folder / "data"), 0)
-        runs = [(sharding, tuning) for tuning in options.tunings for sharding in (ALONE, *options.shardings)]
+        runs = [(sharding, tuning) for tuning in options.tunings for sharding in options.shardings]
         for number in range(options.rounds):
             rounds.append([])
             for sharding, tuning in tqdm(runs, desc=f"round {number + 1} of {options.rounds}"):
