@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ QWEN_SHAPES = {
     "qwen_cpu": ((1024, 3072, 3, 16, 4, None), (256, 680, 4, 4)),
     "qwen2_5_vl_3b": ((2048, 11008, 36, 16, 2, 151936), (1280, 3420, 32, 16)),
     "qwen2_5_vl_7b": ((3584, 18944, 28, 28, 4, 152064), (1280, 3420, 32, 16)),
+    "qwen2_5_vl_72b": ((8192, 29568, 80, 64, 8, 152064), (1280, 3456, 32, 16)),
 }
 LLAVA_SHAPES = {
     "llava_cpu": ((1024, 2752, 3, 16, 16, None), (256, 1024, 4, 4)),
@@ -173,7 +175,7 @@ def make_config(shape: str, processor: ProcessorMixin) -> PretrainedConfig:
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-        tie_word_embeddings=shape != "qwen2_5_vl_7b",
+        tie_word_embeddings=shape in ("qwen_cpu", "qwen2_5_vl_3b"),
     )  # fmt: skip
 
 
@@ -199,9 +201,11 @@ def texts_of(data: Path) -> list[str]:
     return list(dict.fromkeys([*chat, *texts, *(f" {text}" for text in texts)]))
 
 
-def run_apart(script: str, words: list[Any], result: Path) -> dict[str, Any]:
+def run_apart(
+    script: str, words: list[Any], result: Path, launcher: Sequence[str] = (sys.executable,)
+) -> dict[str, Any]:
     """What a script writes to the JSON file `result`, in a process of its own; ends the program if it fails."""
-    command = [sys.executable, script, *map(str, words), "--out", str(result)]
+    command = [*launcher, script, *map(str, words), "--out", str(result)]
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-4000:]}")
