@@ -26,8 +26,7 @@ class ReadAhead:
 
     Args:
         table: `image_root`, `images` and `shard` of the planned dialogues.
-        here: Whether rows are read by the process of the trainer itself; otherwise only its loader workers fetch, for
-            threads do not survive the fork of a worker.
+        here: Whether rows are read by the process of the trainer itself; otherwise only its loader workers fetch.
     """
 
     def __init__(self, table: pa.Table, dealing: Dealing, here: bool) -> None:

@@ -379,12 +379,7 @@ def test_a_run_from_shards_is_that_from_their_folder_and_goes_on_in_the_middle_o
 ) -> None:
     def trainer(name: str, data: object = f"counted://{written}", **options: object) -> RunTrainer:
         here = {"shard_cache": str(tmp_path / "cache"), "shard_window": 2}
-        sizes = {
-            "turns_per_image": 2,
-            "max_tokens_per_row": 1000,
-            "image_ops": ["shift:4"],
-            "dataloader_num_workers": 2,
-        }
+        sizes = {"turns_per_image": 2, "max_tokens_per_row": 1000, "image_ops": ["shift:4"]}
         tuning = TuningArguments(lora_dropout=0.1)
         return make_trainer(tiny, data, tmp_path / name, tuning, **{**here, **sizes, **EPOCHS, **options})[0]
 
@@ -393,14 +388,15 @@ def test_a_run_from_shards_is_that_from_their_folder_and_goes_on_in_the_middle_o
     assert whole.state.max_steps >= 8
     names = {path.name for path in written.glob("train*.tar")}
     assert store.opened() == dict.fromkeys(names, 1), "the cache holds all for the second epoch"
-    folder = trainer("folder", written, image_root=str(sample), dataloader_num_workers=0)
+    folder = trainer("folder", written, image_root=str(sample))
     folder.train()
     assert history(folder) == history(whole) and all(map(torch.equal, weights(folder), weights(whole)))
-    stopped = trainer("stopped", shard_cache=str(tmp_path / "other"))
+    url, workers = f"file://{written}", {"dataloader_num_workers": 2}
+    stopped = trainer("stopped", url, shard_cache=str(tmp_path / "other"), **workers)
     stop_in(stopped, whole.state.max_steps // 2 + 3)
     stopped.train()
     assert last_complete(stopped.run.folder).name == f"checkpoint-{whole.state.max_steps // 2 + 3}"
-    resumed = trainer("stopped", shard_cache=str(tmp_path / "third"))
+    resumed = trainer("stopped", url, shard_cache=str(tmp_path / "third"), **workers)
     resumed.train()
     assert history(resumed) == history(whole) and all(map(torch.equal, weights(resumed), weights(whole)))
     facts = resumed.run.facts
