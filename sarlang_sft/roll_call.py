@@ -135,6 +135,9 @@ def refuse(message: str) -> int:
         if launch.count > 1:
             store = listener.store if listener else open_store(launch, PATIENCE)
             store.compare_set(REFUSAL, "", json.dumps([launch.rank, socket.gethostname(), message]))
+            rank, _, posted = json.loads(store.get(REFUSAL))
+            if rank != launch.rank and posted != message:
+                _say(message)  # another trouble than the one that all hear of
             _leave_word(store, launch, message)
             return BAD_INPUT
     except (dist.DistError, NoStoreError):  # nobody else is there
