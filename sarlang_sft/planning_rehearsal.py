@@ -28,6 +28,7 @@ from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 COUNTED = "counted"
 VOCABULARY_CHUNK = 32768  # width of a tile of TRL's fused head
 MATRIX_PRODUCTS = (F.linear, torch.matmul, torch.Tensor.matmul, torch.bmm, torch.Tensor.__matmul__, F.conv2d, F.conv3d)
+MATRIX_PRODUCTS += (F.scaled_dot_product_attention,)
 
 
 class Batch(NamedTuple):
@@ -139,6 +140,8 @@ class _Casting(TorchFunctionMode):
                     args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
             if func is F.linear and id(args[1]) in self.quantised:
                 return _QuantisedLinear.apply(*args)
+            if func is F.scaled_dot_product_attention:
+                return _FusedAttention.apply(*args)
         return func(*args, **kwargs)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -200,7 +203,7 @@ def _attention(
     if attention_mask is not None:  # with a mask, SDPA takes as many heads of keys as of queries
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    return _FusedAttention.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+    return F.scaled_dot_product_attention(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
 def _no_mask(*sizes: object, **options: object) -> None:
