@@ -16,7 +16,8 @@ from sarlang_sft.backbones import find_backbone
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.loading import load_processor
-from sarlang_sft.planning import PlanArguments, PlannedTrainArguments, describe, make_plan, write_plan
+from sarlang_sft.planning import PlanArguments, PlannedTrainArguments, make_plan
+from sarlang_sft.planning_report import describe, write_plan
 from sarlang_sft.tuning import TuningArguments
 
 DEFAULT = Path(__file__).parent / "configs" / "qwen2_5_vl_7b_lora.yaml"

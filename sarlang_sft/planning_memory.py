@@ -16,7 +16,8 @@ from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 from sarlang_sft.adapters import lora_config
 from sarlang_sft.backbones import Backbone, component_of
 from sarlang_sft.errors import InputError
-from sarlang_sft.planning_rehearsal import COUNTED, Batch, Precision, StepBytes, rehearse
+from sarlang_sft.planning_rehearsal import Batch, StepBytes, rehearse
+from sarlang_sft.planning_standins import COUNTED, Precision
 from sarlang_sft.trainable import (
     Trainable,
     choose_trainable,
@@ -35,6 +36,7 @@ STATE_BYTES = {
     "adamw_bnb_8bit": 2 + 2 * 4 / 256,
     "paged_adamw_8bit": 2 + 2 * 4 / 256,
 }
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SMALL = 4096  # numbers of a parameter below which bitsandbytes keeps its states in 32 bits
 # NF4, arXiv 2305.14314: 4 bits, 8 bits for every 64 numbers, 32 bits for every 256 of those; LLM.int8: rows' scales.
 QUANTISED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
@@ -56,7 +58,9 @@ class Zero:
     def __str__(self) -> str:
         if self.stage is None:
             return "DDP"
-        offloaded = [name for name, on in (("optimiser", self.offload_optimiser), ("weights", self.offload_weights)) if on]
+        offloaded = [
+            name for name, on in (("optimiser", self.offload_optimiser), ("weights", self.offload_weights)) if on
+        ]
         return f"ZeRO-{self.stage}" + (f", {' and '.join(offloaded)} on the CPU" if offloaded else "")
 
 
@@ -134,7 +138,7 @@ class Memory:
     def needed(self) -> int:
         """With the CUDA context, communication and fragmentation."""
         several = self.parts["communication buckets"] > 0
-        return int(self.allocated + CONTEXT + COMMUNICATION * several + FRAGMENTATION * self.step.peak)
+        return int(self.allocated + CONTEXT + COMMUNICATION * several + FRAGMENTATION * self.step.activations)
 
 
 def build_planned(setup: Setup, backbone: Backbone) -> Planned:
@@ -143,7 +147,7 @@ def build_planned(setup: Setup, backbone: Backbone) -> Planned:
     with torch.device("meta"):
         model = backbone.model_class(config)
     model.set_attn_implementation(COUNTED)
-    model.to((config.dtype or torch.float32) if setup.dtype == "auto" else getattr(torch, setup.dtype))
+    model.to({**DTYPES, "auto": config.dtype or torch.float32}[setup.dtype])
     trainable = choose_trainable(model, backbone, setup.tuning)
     adapters = lora_config(model, backbone, trainable, setup.tuning)
     if adapters:
@@ -203,7 +207,9 @@ def plan_memory(setup: Setup, planned: Planned, processor: ProcessorMixin, backb
     if zero.stage is None and not setup.accumulates:
         activations = max(step.peak, gradients) - gradients  # no gradient is there when activations are at their peak
     else:
-        activations = step.peak - step.gradients_at_peak
+        activations = step.activations
+    if zero.stage is not None and not zero.offload_optimiser:
+        activations = max(activations, 4 * numbers // cut[1])  # the gradients in 32 bits, when the optimiser steps
     gathered = int(min(zero.live, whole) * 2) if zero.stage == 3 else 0
     bucket = int(min(zero.bucket, numbers) * 2)
     buckets = 0 if ranks == 1 else gradients if zero.stage is None else 2 * bucket
