@@ -5,14 +5,14 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import ProcessorMixin
+from transformers import AutoConfig, ProcessorMixin
 from transformers.training_args import OptimizerNames
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, Work, count_flops
-from sarlang_sft.planning_changes import CHANGES, scaled
+from sarlang_sft.planning_changes import CHANGES
 from sarlang_sft.planning_memory import Memory, Setup, Zero, build_planned, plan_memory, read_zero
 from sarlang_sft.planning_rehearsal import Batch
 from sarlang_sft.planning_rows import RowStatistics, row_statistics
@@ -109,7 +109,8 @@ def make_plan(
 ) -> TrainingPlan:
     """Plan a training; see `TrainingPlan`."""
     zero = read_zero(Path(training.zero_file) if training.zero_file else None)
-    rows = row_statistics(data, processor, backbone, None)
+    context = AutoConfig.from_pretrained(model.model_name_or_path).get_text_config().max_position_embeddings
+    rows = row_statistics(data, processor, backbone, context)
     setup = make_setup(model, tuning, data, training, machine, rows, zero)
     planned = build_planned(setup, backbone)
     counts = count_components(planned.model, backbone, planned.trainable)
@@ -145,9 +146,10 @@ def make_setup(
         components = {"both": COMPONENTS, "vision_tower": ("vision_tower",), "language_model": ("language_model",)}
         checkpointed = components[training.checkpointed]
     tokens = data.max_tokens_per_row if data.image_trees else math.ceil(rows.tokens_per_row)
-    batch = Batch(1, math.ceil(rows.tokens_per_row), math.ceil(rows.images_per_row), rows.width, rows.height,
-                  math.ceil(rows.scored_per_row))  # fmt: skip
-    batch = scaled(batch, training.per_device_train_batch_size, tokens)
+    count = training.per_device_train_batch_size
+    filled = tokens / rows.tokens_per_row
+    images, scored = math.ceil(count * filled * rows.images_per_row), math.ceil(filled * rows.scored_per_row)
+    batch = Batch(count, tokens, images, rows.width, rows.height, scored)
     return Setup(
         model_name_or_path=model.model_name_or_path,
         dtype=model.dtype,

@@ -23,7 +23,8 @@ def describe(plan: TrainingPlan) -> str:
         f"{rows.dialogues_per_row:.1f} dialogues, {rows.scored_per_row:,.0f} scored tokens",
         "",
         f"memory of each of {setup.ranks} GPUs, {setup.zero}; checkpointed: "
-        f"{', '.join(setup.checkpointed) or 'nothing'}; {batch.rows} x {batch.tokens:,} tokens with {batch.images} images at once",
+        f"{', '.join(setup.checkpointed) or 'nothing'}; {batch.rows} x {batch.tokens:,} tokens "
+        f"with {batch.images} images at once",
     ]
     lines += [f"  {name:42} {size / 1e9:9.3f} GB" for name, size in memory.parts.items() if size]
     lines += [

@@ -117,7 +117,14 @@ def plan_7b(real_data: Path, tuning: TuningArguments, backbone: Backbone = QWEN,
     counts = count_components(planned.model, backbone, planned.trainable)
     memory = plan_memory(setup, planned, load_processor(str(folder), backbone, 262144), backbone)
     trainable = sum(count.adapter + count.full for count in counts)
-    return {**memory.parts, "base": sum(count.base for count in counts), "trainable": trainable, "host": memory.host}
+    step = {"step": memory.step.activations, "language_model": memory.step.language_model}
+    return {
+        **memory.parts,
+        **step,
+        "base": sum(count.base for count in counts),
+        "trainable": trainable,
+        "host": memory.host,
+    }
 
 
 def test_lora_of_the_real_7b_takes_what_a_hand_calculation_says(real_data: Path) -> None:
@@ -126,24 +133,50 @@ def test_lora_of_the_real_7b_takes_what_a_hand_calculation_says(real_data: Path)
     weights = sum(size for part, size in parts.items() if part.startswith("weights, "))
     assert weights == 2 * BASE_7B + 4 * LORA_7B
     assert parts["gradients"] == parts["communication buckets"] == 4 * LORA_7B and parts["optimiser"] == 8 * LORA_7B
-    tokens, hidden, intermediate = 4096, 3584, 18944
-    residual = 28 * tokens * hidden * 2
-    # A recomputed layer keeps five tensors as wide as the MLP: gate, its activation, up, their product, and the copy
-    # of the product for the adapter; and its gradients come on top.
-    mlp = 5 * tokens * intermediate * 2
-    assert residual + mlp < parts["activations"] < residual + 2 * mlp
+    h, m = 4096 * 3584 * 2, 4096 * 18944 * 2  # bytes of a tensor in bfloat16 as wide as the stream, and as the MLP
+    kept = 28 * h + 3 * h  # every layer's input; the last norm's input in float32, and what it gives
+    layer = 4 * m + (12 + 2 / 7) * h
+    backwards = 3 * m + 2 * h
+    assert parts["step"] == pytest.approx(h + kept + layer + backwards, rel=0.01)
 
 
-def test_zero_cuts_what_its_stage_says(real_data: Path) -> None:
-    full = TuningArguments(tuning="full")
-    parts = {
-        stage: plan_7b(real_data, full, dtype="float32", ranks=8, zero=Zero(stage), checkpointed=COMPONENTS)
-        for stage in (1, 2, 3)
-    }
-    assert [parts[stage]["optimiser"] for stage in (1, 2, 3)] == [12 * BASE_7B // 8] * 3
-    assert [parts[stage]["gradients"] for stage in (1, 2, 3)] == [2 * BASE_7B, 2 * BASE_7B // 8, 2 * BASE_7B // 8]
+def test_a_layer_of_the_real_7b_keeps_what_a_hand_calculation_says(real_data: Path) -> None:
+    kept = [
+        plan_7b(real_data, TuningArguments(lora_r=8), checkpointed=components)["language_model"]
+        for components in (("vision_tower",), COMPONENTS)
+    ]
+    h, m = 4096 * 3584 * 2, 4096 * 18944 * 2
+    assert (kept[0] - kept[1]) / 28 == pytest.approx(4 * m + (12 + 2 / 7) * h - h, rel=0.01)
+
+
+def test_zero_cuts_what_its_stage_says(tiny: Path) -> None:
+    tuning, batch, parts = TuningArguments(tuning="full"), Batch(1, 256, 1, 96, 96, 32), {}
+    for stage in (1, 2, 3):
+        setup = setup_of(tiny, tuning, batch, autocast=True, ranks=8, zero=Zero(stage))
+        planned = build_planned(setup, QWEN)
+        parts[stage] = plan_memory(setup, planned, load_processor(str(tiny), QWEN), QWEN).parts
+    numbers = sum(parameter.numel() for parameter in planned.model.parameters())
+    assert [parts[stage]["optimiser"] for stage in (1, 2, 3)] == [12 * numbers // 8] * 3
+    assert [parts[stage]["gradients"] for stage in (1, 2, 3)] == [2 * numbers, 2 * numbers // 8, 2 * numbers // 8]
     weights = [sum(size for name, size in parts[stage].items() if name.startswith("weights, ")) for stage in (1, 2, 3)]
-    assert weights[:2] == [2 * BASE_7B] * 2 and weights[2] == pytest.approx(2 * BASE_7B / 8)
+    assert weights[:2] == [2 * numbers] * 2 and weights[2] == pytest.approx(2 * numbers / 8, abs=3)
+
+
+def test_parameters_of_the_72b_are_those_of_its_architecture(real_data: Path, tmp_path: Path) -> None:
+    # Its published sizes: Qwen2.5-72B (arXiv 2412.15115), vision tower of arXiv 2502.13923.
+    config = json.loads((real_data / "qwen2_5_vl_7b" / "config.json").read_text())
+    sizes = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+    config |= {**sizes, "intermediate_size": 29568, "vocab_size": 152064}
+    config["vision_config"]["out_hidden_size"] = 8192
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    setup = setup_of(tmp_path, TuningArguments(tuning="qlora", lora_r=16), Batch(1, 64, 0, 1, 1, 8))
+    planned = build_planned(setup, QWEN)
+    counts = {count.component: count for count in count_components(planned.model, QWEN, planned.trainable)}
+    h, kv, m, v = 8192, 1024, 29568, 152064
+    layer = 2 * h * h + 2 * h * kv + 3 * h * m + h + 2 * kv + 2 * h
+    assert counts["language_model"].base == 80 * layer + 2 * v * h + h == 72_706_203_648
+    assert sum(count.base for count in counts.values()) == 73_406_351_360
+    assert counts["language_model"].adapter == 80 * 16 * (4 * h + 2 * (h + kv) + 3 * (h + m)) == 210_534_400
 
 
 def test_quantised_weights_take_four_bits_and_their_scales(real_data: Path) -> None:
@@ -209,3 +242,12 @@ def test_a_model_planned_is_not_downloaded_or_loaded(
     words = ["--model_name_or_path", model, "--data", tmp_path / "none", "--output_dir", tmp_path / "run"]
     run_here(monkeypatch, "recipes/plan.py", *words, "--gpus", 1)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_mfu_that_was_not_measured_is_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model_name_or_path", tiny, "--data", tmp_path / "none", "--output_dir", tmp_path, "--gpus", 1]
+    with pytest.raises(SystemExit) as stopped:
+        run_here(monkeypatch, "recipes/plan.py", *words, "--measured", "benchmarks/results/cpu_throughput.json")
+    assert stopped.value.code == 2 and "no mfu" in capsys.readouterr().err
