@@ -12,7 +12,7 @@ from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.backbones import Backbone
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, Work, count_flops
-from sarlang_sft.planning_changes import CHANGES
+from sarlang_sft.planning_changes import CHANGES, add_up
 from sarlang_sft.planning_memory import Memory, Setup, Zero, build_planned, plan_memory, read_zero
 from sarlang_sft.planning_rehearsal import Batch
 from sarlang_sft.planning_rows import RowStatistics, row_statistics
@@ -120,12 +120,14 @@ def make_plan(
     limit = machine.gpu_memory * 1e9
     changes: dict[str, Memory] = {}
     if memory.needed > limit:
+
+        def memory_of(other: Setup) -> Memory:
+            return plan_memory(other, build_planned(other, backbone), processor, backbone)
+
         changed = {change.name: change.change(setup) for change in CHANGES}
-        changes = {
-            name: plan_memory(other, build_planned(other, backbone), processor, backbone)
-            for name, other in changed.items()
-            if other
-        }
+        changes = {name: memory_of(other) for name, other in changed.items() if other}
+        if all(other.needed > limit for other in changes.values()):
+            changes |= add_up(setup, memory_of, limit)
     table = component_table(counts, planned.trainable, tuning)
     speed = _speed(flops(work), rows, training, machine)
     return TrainingPlan(setup, counts, rows, memory, speed, changes, table, limit)

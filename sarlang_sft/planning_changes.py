@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sarlang_sft.planning_memory import Setup
+from sarlang_sft.planning_memory import Memory, Setup
 from sarlang_sft.planning_rehearsal import Batch
 from sarlang_sft.tuning import COMPONENTS
 
@@ -62,3 +62,17 @@ CHANGES = (
     Change("--deepspeed deepspeed_configs/zero2_offload.json", _zero(2, True)),
     Change("--deepspeed deepspeed_configs/zero3_offload.json", _zero(3, True)),
 )
+
+
+def add_up(setup: Setup, memory_of: Callable[[Setup], Memory], limit: float) -> dict[str, Memory]:
+    """The changes one on top of the other, as far as they go together, until one fits into `limit` bytes."""
+    sums: dict[str, Memory] = {}
+    for change in CHANGES:
+        changed = change.change(setup)
+        if changed is None:
+            continue
+        setup = changed
+        sums[f"and {change.name}" if sums else f"{change.name}, and on top of it:"] = memory = memory_of(setup)
+        if memory.needed <= limit:
+            break
+    return sums

@@ -40,7 +40,10 @@ def describe(plan: TrainingPlan) -> str:
         f"{step.language_model / 1e9:.3f} GB by the language model; {step.transient / 1e9:.3f} GB for a moment"
     )
     if plan.changes:
-        lines += ["", "what would change it (each alone, cheapest first):"]
+        lines += [
+            "",
+            "what would change it (each alone, cheapest first; then one on top of the other if none is enough):",
+        ]
         lines += [
             f"  {other.needed / 1e9:9.3f} GB {'fits' if other.needed <= plan.limit else 'too big':8} {name}"
             for name, other in plan.changes.items()

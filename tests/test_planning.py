@@ -229,6 +229,7 @@ def test_rows_come_from_the_data_folder_where_there_is_one(
     plan = json.loads(out.read_text())
     assert str(data) in plan["rows"]["source"] and plan["rows"]["dialogues_per_image"] > 1
     assert not plan["fits"] and plan["changes"] and "DOES NOT FIT" in capsys.readouterr().out
+    assert any(name.startswith("and ") for name in plan["changes"]), "none is enough: they are added up"
     assert plan["changes"]["--tuning qlora"]["needed"] < plan["memory"]["needed"]
     assert plan["speed"]["mfu_source"] == "given"
 
