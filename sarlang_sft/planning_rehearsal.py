@@ -121,9 +121,9 @@ def rehearse(
     with counter, casting:
         ids = torch.empty(batch.rows, batch.tokens, dtype=torch.long, device="meta")
         embeddings, vision = _embed(whole, ids, pictures, counter)
-        mask = None
-        if precision.dense_mask:
-            mask = torch.empty(batch.rows, 1, batch.tokens, batch.tokens, dtype=torch.bool, device="meta")
+        # One number stands for masks that keep next to nothing: without any, transformers would look at positions.
+        sides = (batch.rows, 1, batch.tokens, batch.tokens) if precision.dense_mask else (1, 1, 1, 1)
+        mask = torch.empty(sides, dtype=torch.bool, device="meta")
         hidden = whole.model.language_model(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=_positions(whole, ids), use_cache=False
         ).last_hidden_state

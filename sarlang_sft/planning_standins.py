@@ -123,6 +123,8 @@ def _attention(
     **options: object,
 ) -> tuple[torch.Tensor, None]:
     """(B, H, T, D) to (B, T, H, D), as transformers' attention functions."""
+    if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:
+        attention_mask = None
     if attention_mask is not None:  # with a mask, SDPA takes as many heads of keys as of queries
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)

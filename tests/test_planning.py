@@ -252,3 +252,16 @@ def test_an_mfu_that_was_not_measured_is_refused(
     with pytest.raises(SystemExit) as stopped:
         run_here(monkeypatch, "recipes/plan.py", *words, "--measured", "benchmarks/results/cpu_throughput.json")
     assert stopped.value.code == 2 and "no mfu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_every_family_is_planned_for_a_gpu(family: str, tinies: dict[str, Path]) -> None:
+    processor = load_processor(str(tinies[family]), BACKBONES[family])
+    activations = []
+    for dense_mask in (False, True):
+        setup = setup_of(
+            tinies[family], TuningArguments(), Batch(1, 512, 1, 96, 96, 32), on_cuda=True, dense_mask=dense_mask
+        )
+        planned = build_planned(setup, BACKBONES[family])
+        activations.append(plan_memory(setup, planned, processor, BACKBONES[family]).step.activations)
+    assert activations[1] - activations[0] >= 3 * 512 * 512 * 4, "SDPA keeps a mask in each of three layers"
