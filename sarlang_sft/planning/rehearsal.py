@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -18,18 +18,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sarlang_sft.planning_standins import Casting, FusedHead, Precision
-
-
-class Batch(NamedTuple):
-    """What one device computes at once: rows of equally many tokens, the images in all of them, and scored tokens."""
-
-    rows: int
-    tokens: int
-    images: int
-    width: int
-    height: int
-    scored: int
+from sarlang_sft.planning.model import Batch
+from sarlang_sft.planning.standins import Casting, FusedHead, Precision
 
 
 @dataclass(frozen=True)
@@ -39,12 +29,14 @@ class StepBytes:
     Attributes:
         vision: Kept by the vision tower and the projector until the backward pass comes back to them.
         language_model: Kept by the language model's layers.
-        transient: On top of both at the worst moment: a recomputed layer, or the head's tiles.
+        head: On top of both while the head works: tiles of logits, and gradients.
+        transient: On top of both at the worst moment: a recomputed layer, or the head.
         peak: All of them and the gradients of what trains, at the moment when the sum is highest.
     """
 
     vision: int
     language_model: int
+    head: int
     transient: int
     peak: int
 
@@ -61,6 +53,7 @@ class _ByteCounter(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self.gradients = self.activations = 0  # of what trains; the most of everything else
+        self.lately = 0  # the most of everything else since it was set
         self.seen: set[int] = set()
 
     def ignore(self, tensors: list[torch.Tensor]) -> None:
@@ -89,6 +82,7 @@ class _ByteCounter(TorchDispatchMode):
         weakref.finalize(storage, self._remove, key, size)
         self.peak = max(self.peak, self.live)
         self.activations = max(self.activations, self.live - self.gradients)
+        self.lately = max(self.lately, self.live - self.gradients)
 
     def _remove(self, key: int, size: int) -> None:
         self.seen.discard(key)
@@ -132,6 +126,9 @@ def rehearse(
         scored = hidden.reshape(-1, hidden.shape[-1])[: batch.rows * batch.scored]
         del hidden
         weight = whole.get_output_embeddings().weight
+        counter.lately = counter.live
+        head: list[int] = []
+        scored.register_hook(lambda gradient: head.append(counter.lately))
         loss = FusedHead.apply(scored, weight, precision.autocast or scored.dtype, precision.on_cuda).sum()
         del scored
         casting.end_forward()
@@ -140,7 +137,8 @@ def rehearse(
         hook.remove()
     for parameter in trained:
         parameter.grad = None
-    return StepBytes(vision, language_model, counter.activations - vision - language_model, counter.peak)
+    kept = vision + language_model
+    return StepBytes(vision, language_model, head[0] - kept, counter.activations - kept, counter.peak)
 
 
 def _checkpoint(model: PreTrainedModel | PeftModel, checkpointed: Callable[[str], bool], casting: Casting) -> None:
