@@ -4,8 +4,8 @@ r"""What a training will take, before any weight is loaded: parameters, memory o
     python recipes/plan.py --config recipes/configs/qwen2_5_vl_7b_full.yaml --gpus 8 --gpu_memory 80 \
         --deepspeed deepspeed_configs/zero3.json --price 2.5 --out plan.json
 
-Takes the options of the training recipes. The sizes of the models that recipes/configs names are built in; of others it
-reads the configuration and the processor. Without the data folder it counts with SARLANG-1M's published numbers. If
+Takes the options of the training recipes. The sizes of the models that recipes/configs names are built in; of others
+it reads the configuration and the processor. Without the data folder it counts with SARLANG-1M's published numbers. If
 the training does not fit, it plans what would make it fit. How each figure is found: docs/planner.md.
 """
 

@@ -55,11 +55,12 @@ def plan_memory(setup: Setup, planned: PlannedModel, architecture: Architecture)
     """Bytes of every rank; docs/planner.md says where each formula is from.
 
     Raises:
-        InputError: The optimiser is unknown, or ZeRO-3 would cut quantised weights.
+        InputError: The optimiser is unknown, or ZeRO-3 or FSDP2 would cut quantised weights.
     """
     sharding, ranks = setup.sharding, setup.ranks
-    if sharding.engine == "ZeRO" and sharding.stage == 3 and setup.tuning.bits():
-        raise InputError("deepspeed: ZeRO-3 cannot cut quantised weights; use deepspeed_configs/zero2.json")
+    if sharding.stage == 3 and setup.tuning.bits():
+        option = "fsdp" if sharding.engine == "FSDP2" else "deepspeed"
+        raise InputError(f"{option}: {sharding} cannot cut quantised weights; use deepspeed_configs/zero2.json")
     trained = list(planned.trained())
     numbers = sum(parameter.numel() for parameter in trained)
     # FSDP2 steps on its weights of 32 bits and has their gradients so; DeepSpeed keeps a copy for the optimiser.
@@ -111,7 +112,7 @@ def _weights(setup: Setup, planned: PlannedModel, architecture: Architecture) ->
     sizes = Counter[str]()
     for name, parameter in planned.model.named_parameters():
         if id(parameter) in packed:
-            size = quantised_bytes(*parameter.shape, bits)  # FSDP2 leaves them whole
+            size = quantised_bytes(*parameter.shape, bits)
         elif setup.sharding.engine == "FSDP2" and setup.casts_weights and parameter.requires_grad:
             size = 4 * parameter.numel() // ranks
         else:
@@ -147,10 +148,9 @@ def _buckets(setup: Setup, planned: PlannedModel, gradients: int) -> int:
 
 
 def _largest_layer(planned: PlannedModel) -> int:
-    """Numbers of the largest layer, quantised ones left out."""
-    packed = {id(layer.weight) for layer in planned.quantised}
+    """Numbers of the largest layer of the tower or the language model."""
     return max(
-        sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in packed)
+        sum(parameter.numel() for parameter in module.parameters())
         for module in planned.model.modules()
         if isinstance(module, GradientCheckpointingLayer)
     )

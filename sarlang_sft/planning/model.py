@@ -27,7 +27,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 class Batch(NamedTuple):
-    """What one device computes at once: rows of equally many tokens, the images in all of them, scored tokens a row."""
+    """What a device computes at once: rows of equally many tokens, the images in all of them, scored tokens a row."""
 
     rows: int
     tokens: int

@@ -59,14 +59,18 @@ class PlannedTrainArguments(TrainArguments):
 
     Attributes:
         on_cuda: The training that is planned runs on GPUs.
+        deepspeed_file, fsdp_wanted: What shards it.
     """
 
     def __post_init__(self) -> None:
         self.on_cuda = not self.use_cpu
         self.deepspeed_file, self.deepspeed = self.deepspeed, None
-        self.fsdp_wanted, self.fsdp, self.fsdp_config = bool(self.fsdp), None, None
+        self.fsdp_wanted, self.fsdp = bool(self.fsdp), False
         if self.deepspeed_file and self.fsdp_wanted:
             raise InputError("deepspeed and fsdp: choose one of them")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if vars(self)[name] < 1:
+                raise InputError(f"{name} {vars(self)[name]}: must be at least 1")
         if self.on_cuda and self.bf16 is None:
             self.bf16 = not self.fp16
         super().__post_init__()

@@ -85,7 +85,7 @@ def _time(plan: TrainingPlan) -> str:
         return "speed: not planned for a CPU"
     cost = "" if speed.cost is None else f", cost {speed.cost:,.0f}"
     return (
-        f"speed at an MFU of {speed.mfu:.2f} ({speed.mfu_source}): {speed.qa_per_s:,.0f} QA/s, "
+        f"speed of {speed.gpu}s at an MFU of {speed.mfu:.2f} ({speed.mfu_source}): {speed.qa_per_s:,.0f} QA/s, "
         f"{speed.hours:,.1f} hours{cost}"
     )
 
@@ -113,10 +113,10 @@ def header(plan: TrainingPlan, command: str) -> str:
         f"  (logits {_short(step.head)}); torch allocates {_short(memory.allocated)}"
         + (f", needed {_short(memory.needed)}: {'fits' if plan.fits else 'DOES NOT FIT'}" if setup.on_cuda else ""),
     ]
-    if plan.speed:
+    if speed := plan.speed:
         lines.append(
-            f"A100s at an MFU of {plan.speed.mfu:.2f} ({plan.speed.mfu_source}): {plan.speed.qa_per_s:,.0f} QA/s, "
-            f"{plan.speed.hours:,.1f} hours"
+            f"{speed.gpu}s at an MFU of {speed.mfu:.2f} ({speed.mfu_source}): {speed.qa_per_s:,.0f} QA/s, "
+            f"{speed.hours:,.1f} hours"
         )
     return "".join(f"# {line}\n" for line in lines)
 

@@ -20,6 +20,7 @@ class Speed:
     qa_per_s: float
     hours: float
     cost: float | None
+    gpu: str
     mfu: float
     mfu_source: str
 
@@ -56,7 +57,7 @@ def expect_speed(
         per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * gpus
         answered = training.max_steps * per_step * rows.dialogues_per_row
     hours = answered / qa_per_s / 3600
-    return Speed(flop_per_row, qa_per_s, hours, None if price is None else price * hours * gpus, share, source)
+    return Speed(flop_per_row, qa_per_s, hours, None if price is None else price * hours * gpus, gpu, share, source)
 
 
 def _measured_mfu(path: Path) -> float:
