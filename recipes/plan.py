@@ -14,6 +14,7 @@ from pathlib import Path
 from sarlang_sft.arguments import DataArguments, ModelArguments
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.planning.changes import try_changes
 from sarlang_sft.planning.plan import PlanArguments, PlannedTrainArguments, make_plan
 from sarlang_sft.planning.published import find_architecture
 from sarlang_sft.planning.report import describe, write_plan
@@ -31,10 +32,11 @@ def main() -> None:
     architecture = find_architecture(model, dialogues.texts, data.max_pixels)
     rows = row_statistics(dialogues, data, architecture)
     plan = make_plan(architecture, rows, model, tuning, data, training, machine)
+    changes = try_changes(plan.setup, plan.memory, plan.limit, architecture)
 
-    print(describe(plan))
+    print(describe(plan, changes))
     if machine.out:
-        write_plan(plan, Path(machine.out))
+        write_plan(plan, changes, Path(machine.out))
         print(f"The plan: {machine.out}")
 
 

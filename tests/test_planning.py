@@ -14,7 +14,7 @@ from sarlang_sft.planning.rows import FORMS, PUBLISHED_TRAIN, find_dialogues
 from sarlang_sft.planning.sharding import Sharding, read_deepspeed
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes" / "configs").rglob("*.yaml"))
-QUICK = ("demo.yaml", "llava_1_5_7b.yaml")
+QUICK = ("demo.yaml", "qwen2_5_vl_3b.yaml")
 WORDS = ("--output_dir", "unused", "--data", "none")
 
 
@@ -54,15 +54,13 @@ def test_a_published_model_is_planned_from_its_name_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plan.json"
-    words = ["--config", ROOT / "recipes/configs/qwen2_5_vl_3b_lora.yaml", "--gpus", 2, "--gpu_memory", 9.7]
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["--config", ROOT / "recipes/configs/qwen2_5_vl_3b_lora.yaml", "--gpus", 2, "--gpu_memory", 16]
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     run_here(monkeypatch, "recipes/plan.py", *words, "--price", 2, "--out", out)
     screen, plan = capsys.readouterr().out, json.loads(out.read_text())
     assert "trainable: 14,966,784 of 3,769,589,760" in screen and "published counts" in screen
     assert plan["rows"]["image_tokens"] == 18 * 18, "512 pixels are rounded to 504, 28 for every token"
-    assert "DOES NOT FIT" in screen and not plan["fits"] and plan["memory"]["needed"] > 9.7e9
-    assert plan["changes"]["--tuning qlora"]["needed"] < 9.7e9
+    assert plan["fits"] and not plan["changes"], "it fits, but not easily"
     assert plan["speed"]["mfu_source"] == "assumed"
     assert plan["speed"]["cost"] == pytest.approx(2 * 2 * plan["speed"]["hours"])
     assert plan["memory"]["allocated"] == sum(plan["memory"]["parts"].values())
@@ -78,6 +76,7 @@ def test_rows_come_from_the_data_folder_where_there_is_one(
     assert str(data) in plan["rows"]["source"] and plan["rows"]["dialogues_per_image"] > 1
     assert not plan["fits"] and plan["changes"] and "DOES NOT FIT" in screen
     assert any(name.startswith("and ") for name in plan["changes"]), "none is enough: they are added up"
+    assert plan["changes"]["--tuning qlora"]["needed"] < plan["memory"]["needed"]
     assert plan["speed"]["mfu_source"] == "given"
 
 

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sarlang_sft.planning.memory import Memory
-from sarlang_sft.planning.model import Batch, Setup
+from sarlang_sft.planning.memory import Memory, plan_memory
+from sarlang_sft.planning.model import Batch, Setup, build_planned
+from sarlang_sft.planning.published import Architecture
 from sarlang_sft.planning.sharding import Sharding
 from sarlang_sft.tuning import COMPONENTS
 
 EASILY = 0.7  # of the memory: a training that needs less could use more
-MemoryOf = Callable[[Setup], Memory]
 
 
 @dataclass(frozen=True)
@@ -104,32 +104,44 @@ FASTER = (
 )
 
 
-def try_changes(setup: Setup, memory: Memory, memory_of: MemoryOf, limit: float) -> dict[str, Memory]:
+def try_changes(setup: Setup, memory: Memory, limit: float, architecture: Architecture) -> dict[str, Memory]:
     """Changes by name, each with its memory: what may make a training fit, or would fit and make it faster.
 
     Those that shrink come alone, then one on top of the other until it fits, if none is enough alone. Nothing where
-    the training fits and the memory is well used.
+    the training fits and the memory is well used, or on a CPU.
+
+    Args:
+        memory: Of the setup as it is.
+        limit: Bytes of a device.
     """
+    if not setup.on_cuda:
+        return {}
     if memory.needed > limit:
-        changed = {change.name: change.change(setup) for change in SMALLER}
-        alone = {name: memory_of(other) for name, other in changed.items() if other}
+        alone = _each(SMALLER, setup, architecture)
         enough = any(other.needed <= limit for other in alone.values())
-        return alone if enough else alone | _added_up(setup, memory_of, limit)
+        return alone if enough else alone | _added_up(setup, limit, architecture)
     if memory.needed > EASILY * limit:
         return {}
-    changed = {change.name: change.change(setup) for change in FASTER}
-    faster = {name: memory_of(other) for name, other in changed.items() if other}
-    return {name: other for name, other in faster.items() if other.needed <= limit}
+    return {name: other for name, other in _each(FASTER, setup, architecture).items() if other.needed <= limit}
 
 
-def _added_up(setup: Setup, memory_of: MemoryOf, limit: float) -> dict[str, Memory]:
+def _each(changes: tuple[Change, ...], setup: Setup, architecture: Architecture) -> dict[str, Memory]:
+    changed = {change.name: change.change(setup) for change in changes}
+    return {name: _memory_of(other, architecture) for name, other in changed.items() if other}
+
+
+def _added_up(setup: Setup, limit: float, architecture: Architecture) -> dict[str, Memory]:
     sums: dict[str, Memory] = {}
     for change in SMALLER:
         changed = change.change(setup)
         if changed is None:
             continue
-        setup = changed
-        sums[f"and {change.name}" if sums else f"{change.name}, and on top of it:"] = memory = memory_of(setup)
+        setup, memory = changed, _memory_of(changed, architecture)
+        sums[f"and {change.name}" if sums else f"{change.name}, and on top of it:"] = memory
         if memory.needed <= limit:
             break
     return sums
+
+
+def _memory_of(setup: Setup, architecture: Architecture) -> Memory:
+    return plan_memory(setup, build_planned(setup, architecture), architecture)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from sarlang_sft.adapters import lora_config
 from sarlang_sft.planning.published import Architecture
 from sarlang_sft.planning.sharding import Sharding
-from sarlang_sft.planning.standins import COUNTED
+from sarlang_sft.planning.standins import COUNTED, COUNTED_WINDOWS
 from sarlang_sft.trainable import (
     Trainable,
     choose_trainable,
@@ -89,6 +89,8 @@ def build_planned(setup: Setup, architecture: Architecture) -> PlannedModel:
     with torch.device("meta"):
         model = backbone.model_class(config)
     model.set_attn_implementation(COUNTED)
+    if setup.on_cuda:
+        model.config.vision_config._attn_implementation = COUNTED_WINDOWS
     model.to({**DTYPES, "auto": config.dtype or torch.float32}[setup.dtype])
     trainable = choose_trainable(model, backbone, setup.tuning)
     adapters = lora_config(model, backbone, trainable, setup.tuning)

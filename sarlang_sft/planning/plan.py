@@ -9,7 +9,6 @@ from transformers.training_args import OptimizerNames
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, Work, count_flops
-from sarlang_sft.planning.changes import try_changes
 from sarlang_sft.planning.memory import Memory, plan_memory
 from sarlang_sft.planning.model import Batch, Setup, build_planned
 from sarlang_sft.planning.published import Architecture
@@ -81,7 +80,6 @@ class TrainingPlan:
     """All that is known before a training.
 
     Attributes:
-        changes: By name the memory with it: what may make it fit, or would use the memory better.
         table: Of the components, for the screen.
         speed: None on a CPU.
         limit: Bytes of a device.
@@ -92,7 +90,6 @@ class TrainingPlan:
     rows: RowStatistics
     memory: Memory
     speed: Speed | None
-    changes: dict[str, Memory]
     table: str
     limit: float
 
@@ -114,23 +111,17 @@ def make_plan(
     """Plan a training; see `TrainingPlan`."""
     mfu = find_mfu(machine.mfu, machine.measured)
     setup = make_setup(rows, model, tuning, data, training, machine.gpus)
-
-    def memory_of(other: Setup) -> Memory:
-        return plan_memory(other, build_planned(other, architecture), architecture)
-
     planned = build_planned(setup, architecture)
     counts = count_components(planned.model, architecture.backbone, planned.trainable)
     flops = count_flops(planned.model, architecture.backbone)
     memory = plan_memory(setup, planned, architecture)
-    limit = machine.gpu_memory * 1e9
     speed = None
     if training.on_cuda:
         images, scored = round(rows.images_per_row * rows.image_tokens), round(rows.scored_per_row)
         work = Work(round(rows.tokens_per_row), images, scored)
         speed = expect_speed(flops(work), rows, training, machine.gpus, machine.gpu, mfu, machine.price)
-    changes = try_changes(setup, memory, memory_of, limit) if training.on_cuda else {}
     table = component_table(counts, planned.trainable, tuning)
-    return TrainingPlan(setup, counts, rows, memory, speed, changes, table, limit)
+    return TrainingPlan(setup, counts, rows, memory, speed, table, machine.gpu_memory * 1e9)
 
 
 def make_setup(

@@ -10,9 +10,9 @@ from sarlang_sft.planning.plan import TrainingPlan
 from sarlang_sft.whole_output import whole_file
 
 
-def describe(plan: TrainingPlan) -> str:
-    """The plan as a table for the screen."""
-    parts = [plan.table, _rows(plan), _memory(plan), _changes(plan), _time(plan)]
+def describe(plan: TrainingPlan, changes: dict[str, Memory]) -> str:
+    """The plan as a table for the screen, with what `try_changes` found."""
+    parts = [plan.table, _rows(plan), _memory(plan), _changes(plan, changes), _time(plan)]
     return "\n\n".join("\n".join(part) if isinstance(part, list) else part for part in parts if part)
 
 
@@ -67,15 +67,15 @@ def _line(name: str, size: int) -> str:
     return f"  {name:42} {size / 1e9:9.3f} GB"
 
 
-def _changes(plan: TrainingPlan) -> list[str]:
-    if not plan.changes:
+def _changes(plan: TrainingPlan, changes: dict[str, Memory]) -> list[str]:
+    if not changes:
         return []
     title = "fits easily; what would also fit, and be faster:"
     if not plan.fits:
         title = "what would change it (each alone, cheapest first; then one on top of the other if none is enough):"
     return [title] + [
         f"  {other.needed / 1e9:9.3f} GB {'fits' if other.needed <= plan.limit else 'too big':8} {name}"
-        for name, other in plan.changes.items()
+        for name, other in changes.items()
     ]
 
 
@@ -125,7 +125,7 @@ def _short(size: int) -> str:
     return f"{size / 1e9:.2f}" if size >= 1e8 else f"{size / 1e9:.4f}"
 
 
-def write_plan(plan: TrainingPlan, path: Path) -> None:
+def write_plan(plan: TrainingPlan, changes: dict[str, Memory], path: Path) -> None:
     """The plan as JSON: bytes, FLOP, hours."""
 
     def memory(of: Memory) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def write_plan(plan: TrainingPlan, path: Path) -> None:
         "memory": memory(plan.memory),
         "limit": plan.limit,
         "fits": plan.fits,
-        "changes": {name: memory(other) for name, other in plan.changes.items()},
+        "changes": {name: memory(other) for name, other in changes.items()},
         "speed": asdict(plan.speed) if plan.speed else None,
     }
     with whole_file(path) as file:

@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 
 COUNTED = "counted"
+COUNTED_WINDOWS = "flash_counted"  # by whose name the towers take all windows at once, as FlashAttention does
 VOCABULARY_CHUNK = 32768  # width of a tile of TRL's fused head
 MATRIX_PRODUCTS = (F.linear, torch.matmul, torch.Tensor.matmul, torch.bmm, torch.Tensor.__matmul__, F.conv2d, F.conv3d)
 MATRIX_PRODUCTS += (F.scaled_dot_product_attention,)
@@ -135,8 +136,9 @@ def _no_mask(*sizes: object, **options: object) -> None:
     return None
 
 
-AttentionInterface.register(COUNTED, _attention)
-AttentionMaskInterface.register(COUNTED, _no_mask)
+for _name in (COUNTED, COUNTED_WINDOWS):
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, _no_mask)
 
 
 class FusedHead(torch.autograd.Function):
