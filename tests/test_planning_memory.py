@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import trl.trainer.utils
-from conftest import make_trainer
+from conftest import make_trainer, run_script
 from torch.profiler import ProfilerActivity, profile
 
 from sarlang_sft.arguments import ModelArguments
@@ -16,7 +16,7 @@ from sarlang_sft.planning import standins
 from sarlang_sft.planning.memory import Memory, plan_memory
 from sarlang_sft.planning.model import Batch, Setup, build_planned
 from sarlang_sft.planning.published import Architecture, find_architecture
-from sarlang_sft.planning.sharding import FSDP2, Sharding
+from sarlang_sft.planning.sharding import FSDP2, Sharding, read_deepspeed
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.tuning import COMPONENTS, TuningArguments
 
@@ -203,3 +203,35 @@ def test_every_family_is_planned_for_a_gpu(family: str, tinies: dict[str, Path])
         setup = setup_of(TuningArguments(), Batch(1, 512, 1, 96, 96, 32), on_cuda=True, dense_mask=dense_mask)
         activations.append(plan(setup, architecture).step.activations)
     assert activations[1] - activations[0] >= 3 * 512 * 512 * 4, "SDPA keeps a mask in each of three layers"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_take_the_memory_that_was_planned(
+    stage: int, tiny: Path, data: Path, tmp_path: Path, narrow_head: None
+) -> None:
+    zero = {
+        "stage": stage, "overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 50_000,
+        "stage3_max_live_parameters": 100_000, "stage3_max_reuse_distance": 100_000,
+        "stage3_prefetch_bucket_size": 50_000, "stage3_param_persistence_threshold": 1000,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }  # fmt: skip
+    config = tmp_path / "zero.json"
+    sizes = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}
+    sizes |= {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}
+    config.write_text(json.dumps({"bf16": {"enabled": "auto"}, "zero_optimization": zero, **sizes}))
+    words = ["--model_name_or_path", tiny, "--data", data, "--output_dir", tmp_path / "run", "--report_to", "none"]
+    words += ["--max_steps", 2, "--save_strategy", "no", "--dataloader_num_workers", 0, "--max_tokens_per_row", 600]
+    words += ["--bf16", "true", "--dtype", "float32", "--tuning", "full", "--gradient_checkpointing", "true"]
+    words += ["--deepspeed", config] if stage else []
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "tests/rank_memory.py"]
+    run_script(*launch, tmp_path / "peak", "recipes/qwen_full.py", *words)
+    measured = json.loads((tmp_path / "peak.0").read_text())
+
+    tokens = measured["tokens"]
+    batch = Batch(1, tokens, measured["images"], 96, 96, tokens - 1)
+    sharding = read_deepspeed(config, 2, 1) if stage else Sharding()
+    tuning = TuningArguments(tuning="full")
+    setup = setup_of(tuning, batch, autocast=True, checkpointed=COMPONENTS, ranks=2, sharding=sharding)
+    memory = plan(setup, architecture_of(tiny))
+    assert memory.allocated == pytest.approx(measured["peak"], rel=0.15)
