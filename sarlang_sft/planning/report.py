@@ -102,7 +102,11 @@ def header(plan: TrainingPlan, command: str) -> str:
     parts = {name: size for name, size in memory.parts.items() if not name.startswith("weights")}
     weights = sum(memory.parts.values()) - sum(parts.values())
     listed = ", ".join(f"{name} {_short(size)}" for name, size in {"weights": weights, **parts}.items() if size)
-    where = f"{setup.ranks} GPUs of {plan.limit / 1e9:g} GB" if setup.on_cuda else f"{setup.ranks} CPU processes"
+    where = (
+        f"{setup.ranks} GPU{'s' * (setup.ranks > 1)} of {plan.limit / 1e9:g} GB"
+        if setup.on_cuda
+        else f"{setup.ranks} CPU processes"
+    )
     lines = [
         f"Planner's estimate, not measured, for {where}, {setup.sharding}:",
         f"  {command}",
