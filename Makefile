@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 # DeepSpeed keeps its CPU kernels in the user's cache, where another checkout would rebuild them while they are in use.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
-.PHONY: setup demo test test-all test-browser drills support lint clean
+.PHONY: setup demo test test-all test-browser drills support plans lint clean
 
 setup: .venv/.installed
 
@@ -60,6 +60,10 @@ drills: setup
 support: setup
 	$(PYTEST) tests/test_matrix.py --junitxml outputs/matrix.xml
 	$(PY) docs/write_support.py "CPU tiny=outputs/matrix.xml"
+
+# The planner's estimates in the headers of recipes/configs.
+plans: setup
+	$(PY) docs/write_plans.py
 
 lint: setup
 	$(PY) -m ruff check .

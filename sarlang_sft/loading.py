@@ -182,14 +182,7 @@ def load_processor(model_name_or_path: str, backbone: Backbone, max_pixels: int 
         raise InputError(
             f"model {model_name_or_path}: has a tokenizer but no image processor (preprocessor_config.json is missing)"
         )
-    if max_pixels is not None:
-        size = processor.image_processor.size
-        if "longest_edge" not in size:
-            raise InputError(f"max_pixels {max_pixels}: this family resizes every image to one size; leave it out")
-        smallest = size["shortest_edge"]
-        if max_pixels < smallest:
-            raise InputError(f"max_pixels {max_pixels}: below the processor's smallest image of {smallest} pixels")
-        processor.image_processor.size["longest_edge"] = max_pixels
+    limit_pixels(processor, max_pixels)
     if not processor.chat_template:
         raise InputError(f"model {model_name_or_path}: has no chat template; restore the model's own chat_template")
     try:
@@ -197,3 +190,20 @@ def load_processor(model_name_or_path: str, backbone: Backbone, max_pixels: int 
     except (ValueError, TemplateError) as error:
         raise InputError(f"model {model_name_or_path}: {error}") from error
     return processor
+
+
+def limit_pixels(processor: ProcessorMixin, max_pixels: int | None) -> None:
+    """Set the upper bound of width x height after the resize; None keeps the processor's own.
+
+    Raises:
+        InputError: The family has no pixel budget, or its smallest image has more.
+    """
+    if max_pixels is None:
+        return
+    size = processor.image_processor.size
+    if "longest_edge" not in size:
+        raise InputError(f"max_pixels {max_pixels}: this family resizes every image to one size; leave it out")
+    smallest = size["shortest_edge"]
+    if max_pixels < smallest:
+        raise InputError(f"max_pixels {max_pixels}: below the processor's smallest image of {smallest} pixels")
+    processor.image_processor.size["longest_edge"] = max_pixels
