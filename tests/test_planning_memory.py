@@ -1,6 +1,7 @@
 """Planned memory against torch's allocator, and against arithmetic by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,16 @@ def test_fsdp2_cuts_weights_gradients_and_states_in_32_bits(tiny: Path) -> None:
     assert memory.parts["optimiser"] == 8 * numbers // 8
     assert memory.parts["gradients"] == 4 * numbers // 8 == pytest.approx(weights_of(memory), abs=1000)
     assert 0 < memory.parts["weights gathered for the layers at work"] < 2 * numbers
+    accumulating = plan(replace(setup, accumulates=True), architecture)
+    assert accumulating.parts["gradients, whole while they add up"] == 2 * numbers, "nothing is cut before the last"
+
+
+def test_adamw_of_torch_takes_roots_of_all_tensors_at_once_on_a_gpu(tiny: Path) -> None:
+    architecture = architecture_of(tiny)
+    setup = setup_of(TuningArguments(tuning="full"), Batch(1, 16, 0, 1, 1, 1), on_cuda=True, checkpointed=COMPONENTS)
+    fused = plan(replace(setup, optimiser="adamw_torch_fused"), architecture).parts["activations"]
+    numbers = plan(setup, architecture).parts["optimiser"] // 8
+    assert fused < 4 * numbers == plan(setup, architecture).parts["activations"]
 
 
 def test_offloading_moves_weights_states_and_gradients_to_the_cpu(tiny: Path) -> None:

@@ -21,6 +21,7 @@ COMMUNICATION = 0.8e9  # assumed: NCCL's channels and buffers, where there are s
 FRAGMENTATION = 0.05  # assumed: of what a step makes and frees
 GATHERED = "weights gathered for the layers at work"
 BUCKETS = "communication buckets"
+ACCUMULATED = "gradients, whole while they add up"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def plan_memory(setup: Setup, planned: PlannedModel, architecture: Architecture)
     parts[GATHERED] = _gathered(setup, planned)
     parts["optimiser"] = states // optimiser_ranks
     parts["gradients"] = gradients // sharding.ranks_of(2, ranks)
+    if sharding.engine == "FSDP2" and setup.accumulates:  # it reduces nothing before the last batch of a step
+        parts[ACCUMULATED] = (2 if setup.casts_weights else 4) * numbers
     parts[BUCKETS] = _buckets(setup, planned, gradients)
     step = rehearse(
         planned.model,
@@ -163,9 +166,11 @@ def _activations(setup: Setup, step: StepBytes, gradients: int, numbers: int) ->
         activations = max(step.peak, gradients) - gradients  # gradients are not all there when activations are
     else:
         activations = step.activations
-    if sharding.engine == "ZeRO" and not sharding.offload_optimiser:
-        stepped_on = numbers // sharding.ranks_of(1, setup.ranks)
-        if sharding.stage == 3:
-            stepped_on = min(stepped_on, sharding.sub_group)
-        activations = max(activations, 4 * stepped_on)  # gradients in 32 bits, when the optimiser steps
-    return activations
+    if sharding.offload_optimiser:
+        return activations
+    stepped_on = numbers // sharding.ranks_of(1, setup.ranks)
+    if sharding.engine == "ZeRO" and sharding.stage == 3:
+        stepped_on = min(stepped_on, sharding.sub_group)
+    # When the optimiser steps: gradients in 32 bits, and the roots that torch's takes of all tensors at once on a GPU.
+    width = 4 * (sharding.engine == "ZeRO") + 4 * (setup.optimiser == "adamw_torch" and setup.on_cuda)
+    return max(activations, width * stepped_on)
