@@ -132,8 +132,8 @@ def _gathered(setup: Setup, planned: PlannedModel) -> int:
         return 0
     parameters = list(planned.model.parameters())
     width = parameters[0].element_size()
-    if sharding.engine == "FSDP2":  # a layer, the next one, and the head with the last norm
-        return width * (2 * _largest_layer(planned) + planned.model.get_output_embeddings().weight.numel())
+    if sharding.engine == "FSDP2":  # a layer, the next one, and what stays: all outside of layers but the embedding
+        return width * (2 * _largest_layer(planned) + _outside_of_layers(planned))
     sizes = [parameter.numel() for parameter in parameters]
     live = max(min(sharding.live, sum(sizes)), max(sizes))
     return width * (live + sum(size for size in sizes if size < sharding.persistent))
@@ -148,6 +148,16 @@ def _buckets(setup: Setup, planned: PlannedModel, gradients: int) -> int:
     if sharding.engine == "FSDP2":  # a layer's gradients whole, and once more as they are sent
         return 2 * width * min(_largest_layer(planned), numbers)
     return width * min(sharding.bucket, numbers) * (1 + sharding.overlaps)
+
+
+def _outside_of_layers(planned: PlannedModel) -> int:
+    """Numbers outside of the repeated layers, without an embedding that is not the head as well."""
+    model = planned.model
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    left_out = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    if model.get_input_embeddings().weight is not model.get_output_embeddings().weight:
+        left_out.add(id(model.get_input_embeddings().weight))
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in left_out)
 
 
 def _largest_layer(planned: PlannedModel) -> int:
