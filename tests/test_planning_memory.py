@@ -14,6 +14,7 @@ from sarlang_sft.arguments import ModelArguments
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.errors import InputError
 from sarlang_sft.planning import standins
+from sarlang_sft.planning.changes import try_changes
 from sarlang_sft.planning.memory import Memory, plan_memory
 from sarlang_sft.planning.model import Batch, Setup, build_planned
 from sarlang_sft.planning.published import Architecture, find_architecture
@@ -185,6 +186,9 @@ def test_fsdp2_cuts_weights_gradients_and_states_in_32_bits(tiny: Path) -> None:
     assert gathered == 2 * (2 * largest + outside - embedding), "the projector stays as well as the head"
     accumulating = plan(replace(setup, accumulates=True), architecture)
     assert accumulating.parts["gradients, whole while they add up"] == 2 * numbers, "nothing is cut before the last"
+    changes = try_changes(replace(setup, accumulates=True, on_cuda=True), accumulating, 1.0, architecture)
+    zero3 = changes["--deepspeed deepspeed_configs/zero3.json"]
+    assert zero3.parts["gradients"] == 2 * numbers // 8, "it has a way out: ZeRO-3 cuts gradients in every batch"
 
 
 def test_adamw_of_torch_takes_roots_of_all_tensors_at_once_on_a_gpu(tiny: Path) -> None:

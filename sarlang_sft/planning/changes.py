@@ -38,7 +38,7 @@ def _zero(name: str) -> Change:
     def change(setup: Setup) -> Setup | None:
         now = setup.sharding
         possible = (setup.ranks > 1 or cut.offload_optimiser) and not (cut.stage == 3 and setup.tuning.bits())
-        more = now.stage <= cut.stage and now.engine != "FSDP2" and str(cut) != str(now)
+        more = now.stage <= cut.stage and str(cut) != str(now)
         return replace(setup, sharding=cut) if possible and more else None
 
     return Change(f"--deepspeed deepspeed_configs/{name}.json", change)
