@@ -11,7 +11,7 @@ from sarlang_sft.arguments import DataArguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.planning.headers import planned_text
 from sarlang_sft.planning.rows import FORMS, PUBLISHED_TRAIN, find_dialogues
-from sarlang_sft.planning.sharding import Sharding, read_deepspeed
+from sarlang_sft.planning.sharding import SHIPPED, Sharding, read_deepspeed
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes" / "configs").rglob("*.yaml"))
 QUICK = ("demo.yaml", "qwen2_5_vl_3b.yaml")
@@ -25,6 +25,11 @@ def test_deepspeed_configurations_are_read(tmp_path: Path) -> None:
     read = read_deepspeed(path, 16, 1)
     assert read == Sharding("ZeRO", 3, offload_optimiser=True, sub_group=100_000_000)
     assert str(read) == "ZeRO-3, optimiser on the CPU"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_changes_are_planned_with_the_files_that_they_name(name: str) -> None:
+    assert read_deepspeed(ROOT / "deepspeed_configs" / f"{name}.json", 8, 1) == SHIPPED[name]
 
 
 @pytest.mark.parametrize(
@@ -54,13 +59,16 @@ def test_a_published_model_is_planned_from_its_name_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plan.json"
-    words = ["--config", ROOT / "recipes/configs/qwen2_5_vl_3b_lora.yaml", "--gpus", 2, "--gpu_memory", 16]
+    words = ["--config", ROOT / "recipes/configs/qwen2_5_vl_3b_lora.yaml", "--gpus", 2, "--gpu_memory", 14]
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     run_here(monkeypatch, "recipes/plan.py", *words, "--price", 2, "--out", out)
     screen, plan = capsys.readouterr().out, json.loads(out.read_text())
     assert "trainable: 14,966,784 of 3,769,589,760" in screen and "published counts" in screen
     assert plan["rows"]["image_tokens"] == 18 * 18, "512 pixels are rounded to 504, 28 for every token"
     assert plan["fits"] and not plan["changes"], "it fits, but not easily"
+    needed = plan["memory"]["needed"] / 1e9
+    run_here(monkeypatch, "recipes/plan.py", *words[:-1], needed * 1.05)
+    assert "MAY NOT FIT" in capsys.readouterr().out, "as far as the planner was wrong, it would not"
     assert plan["speed"]["mfu_source"] == "assumed"
     assert plan["speed"]["cost"] == pytest.approx(2 * 2 * plan["speed"]["hours"])
     assert plan["memory"]["allocated"] == sum(plan["memory"]["parts"].values())
@@ -78,6 +86,18 @@ def test_rows_come_from_the_data_folder_where_there_is_one(
     assert any(name.startswith("and ") for name in plan["changes"]), "none is enough: they are added up"
     assert plan["changes"]["--tuning qlora"]["needed"] < plan["memory"]["needed"]
     assert plan["speed"]["mfu_source"] == "given"
+
+
+def test_flat_rows_are_planned_as_long_as_the_longest_one(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "plan.json"
+    words = ["--model_name_or_path", tiny, "--data", data, "--output_dir", tmp_path, "--gpus", 1, "--out", out]
+    run_here(monkeypatch, "recipes/plan.py", *words, "--image_trees", "false", "--per_device_train_batch_size", 2)
+    plan = json.loads(out.read_text())
+    rows, tokens, images, *_ = plan["setup"]["batch"].values()
+    assert tokens == plan["rows"]["longest"] > plan["rows"]["tokens_per_row"] + 1
+    assert rows == images == 2
 
 
 def test_weights_and_caps_of_a_mixture_change_what_an_epoch_takes(data: Path) -> None:

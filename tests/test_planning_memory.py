@@ -1,6 +1,7 @@
 """Planned memory against torch's allocator, and against arithmetic by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sarlang_sft.arguments import ModelArguments
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.errors import InputError
 from sarlang_sft.planning import standins
+from sarlang_sft.planning.changes import try_changes
 from sarlang_sft.planning.memory import Memory, plan_memory
 from sarlang_sft.planning.model import Batch, Setup, build_planned
 from sarlang_sft.planning.published import Architecture, find_architecture
@@ -173,7 +175,28 @@ def test_fsdp2_cuts_weights_gradients_and_states_in_32_bits(tiny: Path) -> None:
     numbers = sum(parameter.numel() for parameter in build_planned(setup, architecture).model.parameters())
     assert memory.parts["optimiser"] == 8 * numbers // 8
     assert memory.parts["gradients"] == 4 * numbers // 8 == pytest.approx(weights_of(memory), abs=1000)
-    assert 0 < memory.parts["weights gathered for the layers at work"] < 2 * numbers
+    model = architecture.backbone.model_class(architecture.config)
+    outside = numbers - sum(
+        parameter.numel() for layer in [*model.model.visual.blocks, *model.model.language_model.layers]
+        for parameter in layer.parameters()
+    )  # fmt: skip
+    embedding = 0 if architecture.config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
+    largest = sum(parameter.numel() for parameter in model.model.language_model.layers[0].parameters())
+    gathered = memory.parts["weights gathered for the layers at work"]
+    assert gathered == 2 * (2 * largest + outside - embedding), "the projector stays as well as the head"
+    accumulating = plan(replace(setup, accumulates=True), architecture)
+    assert accumulating.parts["gradients, whole while they add up"] == 2 * numbers, "nothing is cut before the last"
+    changes = try_changes(replace(setup, accumulates=True, on_cuda=True), accumulating, 1.0, architecture)
+    zero3 = changes["--deepspeed deepspeed_configs/zero3.json"]
+    assert zero3.parts["gradients"] == 2 * numbers // 8, "it has a way out: ZeRO-3 cuts gradients in every batch"
+
+
+def test_adamw_of_torch_takes_roots_of_all_tensors_at_once_on_a_gpu(tiny: Path) -> None:
+    architecture = architecture_of(tiny)
+    setup = setup_of(TuningArguments(tuning="full"), Batch(1, 16, 0, 1, 1, 1), on_cuda=True, checkpointed=COMPONENTS)
+    fused = plan(replace(setup, optimiser="adamw_torch_fused"), architecture).parts["activations"]
+    numbers = plan(setup, architecture).parts["optimiser"] // 8
+    assert fused < 4 * numbers == plan(setup, architecture).parts["activations"]
 
 
 def test_offloading_moves_weights_states_and_gradients_to_the_cpu(tiny: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from sarlang_sft.planning.memory import Memory, plan_memory
 from sarlang_sft.planning.model import Batch, Setup, build_planned
 from sarlang_sft.planning.published import Architecture
-from sarlang_sft.planning.sharding import Sharding
+from sarlang_sft.planning.sharding import SHIPPED, Sharding
 from sarlang_sft.tuning import COMPONENTS
 
 EASILY = 0.7  # of the memory: a training that needs less could use more
@@ -32,15 +32,16 @@ def _checkpointing(setup: Setup) -> Setup | None:
     return None if setup.checkpointed == COMPONENTS else replace(setup, checkpointed=COMPONENTS)
 
 
-def _zero(stage: int, offload: bool) -> Callable[[Setup], Setup | None]:
+def _zero(name: str) -> Change:
+    cut = SHIPPED[name]
+
     def change(setup: Setup) -> Setup | None:
-        cut = replace(setup.sharding, engine="ZeRO", stage=stage, offload_optimiser=offload,
-                      offload_weights=offload and stage == 3)  # fmt: skip
-        possible = (setup.ranks > 1 or offload) and not (stage == 3 and setup.tuning.bits())
-        more = setup.sharding.stage <= stage and setup.sharding.engine != "FSDP2" and cut != setup.sharding
+        now = setup.sharding
+        possible = (setup.ranks > 1 or cut.offload_optimiser) and not (cut.stage == 3 and setup.tuning.bits())
+        more = now.stage <= cut.stage and str(cut) != str(now)
         return replace(setup, sharding=cut) if possible and more else None
 
-    return change
+    return Change(f"--deepspeed deepspeed_configs/{name}.json", change)
 
 
 def _half(setup: Setup) -> Setup | None:
@@ -60,12 +61,12 @@ def _qlora(setup: Setup) -> Setup | None:
 # In the order in which they cost least: nothing learned, then speed, then another way to tune.
 SMALLER = (
     Change("--gradient_checkpointing true --checkpointed both", _checkpointing),
-    Change("--deepspeed deepspeed_configs/zero2.json", _zero(2, False)),
-    Change("--deepspeed deepspeed_configs/zero3.json", _zero(3, False)),
+    _zero("zero2"),
+    _zero("zero3"),
     Change("half as much in a batch (per_device_train_batch_size, then max_tokens_per_row)", _half),
     Change("--tuning qlora", _qlora),
-    Change("--deepspeed deepspeed_configs/zero2_offload.json", _zero(2, True)),
-    Change("--deepspeed deepspeed_configs/zero3_offload.json", _zero(3, True)),
+    _zero("zero2_offload"),
+    _zero("zero3_offload"),
 )
 
 
@@ -83,7 +84,7 @@ def _cut_less(setup: Setup) -> Setup | None:
     sharding = setup.sharding
     if sharding.engine != "ZeRO" or sharding.stage < 3 or sharding.offload_optimiser or sharding.offload_weights:
         return None
-    return replace(setup, sharding=replace(sharding, stage=2))
+    return replace(setup, sharding=SHIPPED["zero2"])
 
 
 def _no_checkpointing(setup: Setup) -> Setup | None:

@@ -21,6 +21,7 @@ COMMUNICATION = 0.8e9  # assumed: NCCL's channels and buffers, where there are s
 FRAGMENTATION = 0.05  # assumed: of what a step makes and frees
 GATHERED = "weights gathered for the layers at work"
 BUCKETS = "communication buckets"
+ACCUMULATED = "gradients, whole while they add up"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def plan_memory(setup: Setup, planned: PlannedModel, architecture: Architecture)
     parts[GATHERED] = _gathered(setup, planned)
     parts["optimiser"] = states // optimiser_ranks
     parts["gradients"] = gradients // sharding.ranks_of(2, ranks)
+    if sharding.engine == "FSDP2" and setup.accumulates:  # it reduces nothing before the last batch of a step
+        parts[ACCUMULATED] = (2 if setup.casts_weights else 4) * numbers
     parts[BUCKETS] = _buckets(setup, planned, gradients)
     step = rehearse(
         planned.model,
@@ -129,8 +132,8 @@ def _gathered(setup: Setup, planned: PlannedModel) -> int:
         return 0
     parameters = list(planned.model.parameters())
     width = parameters[0].element_size()
-    if sharding.engine == "FSDP2":  # a layer, the next one, and the head with the last norm
-        return width * (2 * _largest_layer(planned) + planned.model.get_output_embeddings().weight.numel())
+    if sharding.engine == "FSDP2":  # a layer, the next one, and what stays: all outside of layers but the embedding
+        return width * (2 * _largest_layer(planned) + _outside_of_layers(planned))
     sizes = [parameter.numel() for parameter in parameters]
     live = max(min(sharding.live, sum(sizes)), max(sizes))
     return width * (live + sum(size for size in sizes if size < sharding.persistent))
@@ -145,6 +148,16 @@ def _buckets(setup: Setup, planned: PlannedModel, gradients: int) -> int:
     if sharding.engine == "FSDP2":  # a layer's gradients whole, and once more as they are sent
         return 2 * width * min(_largest_layer(planned), numbers)
     return width * min(sharding.bucket, numbers) * (1 + sharding.overlaps)
+
+
+def _outside_of_layers(planned: PlannedModel) -> int:
+    """Numbers outside of the repeated layers, without an embedding that is not the head as well."""
+    model = planned.model
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    left_out = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    if model.get_input_embeddings().weight is not model.get_output_embeddings().weight:
+        left_out.add(id(model.get_input_embeddings().weight))
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in left_out)
 
 
 def _largest_layer(planned: PlannedModel) -> int:
@@ -163,9 +176,11 @@ def _activations(setup: Setup, step: StepBytes, gradients: int, numbers: int) ->
         activations = max(step.peak, gradients) - gradients  # gradients are not all there when activations are
     else:
         activations = step.activations
-    if sharding.engine == "ZeRO" and not sharding.offload_optimiser:
-        stepped_on = numbers // sharding.ranks_of(1, setup.ranks)
-        if sharding.stage == 3:
-            stepped_on = min(stepped_on, sharding.sub_group)
-        activations = max(activations, 4 * stepped_on)  # gradients in 32 bits, when the optimiser steps
-    return activations
+    if sharding.offload_optimiser:
+        return activations
+    stepped_on = numbers // sharding.ranks_of(1, setup.ranks)
+    if sharding.engine == "ZeRO" and sharding.stage == 3:
+        stepped_on = min(stepped_on, sharding.sub_group)
+    # When the optimiser steps: gradients in 32 bits, and the roots that torch's takes of all tensors at once on a GPU.
+    width = 4 * (sharding.engine == "ZeRO") + 4 * (setup.optimiser == "adamw_torch" and setup.on_cuda)
+    return max(activations, width * stepped_on)

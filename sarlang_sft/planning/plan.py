@@ -18,13 +18,17 @@ from sarlang_sft.planning.speed import ASSUMED_MFU, Speed, expect_speed, find_mf
 from sarlang_sft.trainable import ComponentCount, component_table, count_components
 from sarlang_sft.tuning import COMPONENTS, TuningArguments
 
+DOUBT = 0.15  # docs/planner.md: as far as measured memory lay above the planned
+
 
 @dataclass
 class PlanArguments:
     """The machine to plan for."""
 
     gpus: int = field(default=8, metadata={"help": "GPUs of all nodes together (with use_cpu: processes)."})
-    gpu_memory: float = field(default=80.0, metadata={"help": "Memory of each, in GB (10^9 bytes)."})
+    gpu_memory: float = field(
+        default=80.0, metadata={"help": "Memory of each, in GB (10^9 bytes: MiB of nvidia-smi x 0.001049)."}
+    )
     gpu: str = field(default="A100", metadata={"help": f"Its kind, for its peak: {', '.join(PEAK_FLOPS)}."})
     mfu: float | None = field(
         default=None,
@@ -98,6 +102,13 @@ class TrainingPlan:
         """Whether every rank has room for it."""
         return self.memory.needed <= self.limit
 
+    @property
+    def verdict(self) -> str:
+        """`fits` only where it would also fit if the planner were wrong by as much as it was on two ranks."""
+        if not self.fits:
+            return "DOES NOT FIT"
+        return "fits" if self.memory.needed * (1 + DOUBT) <= self.limit else f"MAY NOT FIT (doubt: {DOUBT:.0%})"
+
 
 def make_plan(
     architecture: Architecture,
@@ -132,7 +143,7 @@ def make_setup(
     training: PlannedTrainArguments,
     ranks: int,
 ) -> Setup:
-    """What decides on memory; rows of image trees count as full, as the longest ones are."""
+    """What decides on memory; rows of image trees count as full, others as long as the longest one."""
     if model.attn_implementation == "eager":
         raise InputError(
             "attn_implementation eager: keeps a score for every pair of tokens; the planner knows the others"
@@ -140,9 +151,9 @@ def make_setup(
     checkpointed: tuple[str, ...] = ()
     if training.gradient_checkpointing:
         checkpointed = COMPONENTS if training.checkpointed == "both" else (training.checkpointed,)
-    tokens = data.max_tokens_per_row if data.image_trees else math.ceil(rows.tokens_per_row)
+    tokens = data.max_tokens_per_row if data.image_trees else rows.longest
     count = training.per_device_train_batch_size
-    filled = tokens / rows.tokens_per_row
+    filled = tokens / rows.tokens_per_row if data.image_trees else 1
     scored = math.ceil(filled * rows.scored_per_row) if training.on_cuda else tokens - 1  # TRL's head on a CPU
     images = math.ceil(count * filled * rows.images_per_row)
     sdpa = model.attn_implementation == "sdpa" or not training.on_cuda

@@ -1,6 +1,6 @@
 """Sizes of the released models, and processors with their image sizes: a plan needs no hub and no file of theirs.
 
-Numbers of layers, widths and pixels as the models' owners publish them; totals are checked by tests/test_published.py.
+Numbers of layers, widths and pixels as the models' owners publish them; tests/test_planning_sizes.py checks totals.
 """
 
 from dataclasses import dataclass

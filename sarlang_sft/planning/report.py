@@ -51,10 +51,9 @@ def _memory(plan: TrainingPlan) -> list[str]:
         _line("what torch allocates at most", memory.allocated),
     ]
     if setup.on_cuda:
-        verdict = "fits" if plan.fits else "DOES NOT FIT"
         lines += [
             _line("CUDA, NCCL, fragmentation (assumed)", memory.reserved),
-            f"{_line('needed', memory.needed)} of {plan.limit / 1e9:g}: {verdict}",
+            f"{_line('needed', memory.needed)} of {plan.limit / 1e9:g}: {plan.verdict}",
         ]
     if memory.pageable:
         lines.append(_line("of the optimiser, may move to the CPU", memory.pageable))
@@ -115,7 +114,7 @@ def header(plan: TrainingPlan, command: str) -> str:
         f"dialogues; planned for {setup.batch.rows} x {setup.batch.tokens:,} tokens",
         f"GB of each: {listed}",
         f"  (logits {_short(step.head)}); torch allocates {_short(memory.allocated)}"
-        + (f", needed {_short(memory.needed)}: {'fits' if plan.fits else 'DOES NOT FIT'}" if setup.on_cuda else ""),
+        + (f", needed {_short(memory.needed)}: {plan.verdict}" if setup.on_cuda else ""),
     ]
     if speed := plan.speed:
         lines.append(

@@ -88,6 +88,7 @@ class RowStatistics:
         width, height: Of an image in pixels, before the processor.
         image_tokens: Of one image.
         images_per_row, dialogues_per_row, tokens_per_row, scored_per_row: Means.
+        longest: Tokens of the longest row.
         dialogues: Of an epoch.
         dialogues_per_image: Of the data.
         left_out: Share of dialogues that no row can hold.
@@ -102,6 +103,7 @@ class RowStatistics:
     dialogues_per_row: float
     tokens_per_row: float
     scored_per_row: float
+    longest: int
     dialogues: int
     dialogues_per_image: float
     left_out: float
@@ -139,6 +141,7 @@ def row_statistics(dialogues: Dialogues, data: DataArguments, architecture: Arch
     trees = make_trees(draw, lengths, layout, rng)
     rows = pack(trees, lengths, layout, rng)
     drawn = sum(len(tree) for tree in trees)
+    tokens = [sum(tokens_of(tree, lengths) for tree in row) for row in rows]
     seen = lengths.visual[lengths.visual > 0]
     return RowStatistics(
         source=dialogues.source,
@@ -147,8 +150,9 @@ def row_statistics(dialogues: Dialogues, data: DataArguments, architecture: Arch
         image_tokens=int(np.median(seen)) if len(seen) else 0,
         images_per_row=len(trees) / len(rows),
         dialogues_per_row=drawn / len(rows),
-        tokens_per_row=sum(tokens_of(tree, lengths) for tree in trees) / len(rows),
+        tokens_per_row=sum(tokens) / len(rows),
         scored_per_row=_scored(table, architecture, lengths) * drawn / len(rows),
+        longest=max(tokens),
         dialogues=int(dialogues.count * drawn / len(kept)),
         dialogues_per_image=dialogues.per_image,
         left_out=float(1 - kept.mean()),

@@ -44,6 +44,13 @@ class Sharding:
 
 
 FSDP2 = Sharding("FSDP2", 3)
+# By what the files of deepspeed_configs are called; a test compares them.
+SHIPPED = {
+    "zero2": Sharding("ZeRO", 2, bucket=200_000_000),
+    "zero3": Sharding("ZeRO", 3, bucket=16_777_216),
+    "zero2_offload": Sharding("ZeRO", 2, offload_optimiser=True, bucket=200_000_000),
+    "zero3_offload": Sharding("ZeRO", 3, offload_optimiser=True, offload_weights=True, bucket=16_777_216),
+}
 
 
 def read_deepspeed(path: Path, rows_per_step: int, rows_per_device: int) -> Sharding:

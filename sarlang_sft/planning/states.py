@@ -1,4 +1,4 @@
-"""Bytes that bitsandbytes and the optimisers keep for a tensor; tests/test_planning_states.py lets them allocate."""
+"""Bytes that bitsandbytes and the optimisers keep for a tensor; tests/test_planning_sizes.py lets them allocate."""
 
 import math
 
