@@ -92,6 +92,13 @@ class Shards:
                 "shards at once; raise it, lower shard_window, or write smaller shards"
             )
 
+    def place_of(self, image: str) -> Place:
+        """Where an image lies, by its name in the tables or in a path; raises FileNotFoundError if it does not."""
+        place = self.places.get(os.path.normpath(image))
+        if place is None:
+            raise FileNotFoundError(f"{image} is in no shard")
+        return place
+
     def read(self, image: str) -> bytes:
         """The bytes of an image's file.
 
@@ -99,9 +106,7 @@ class Shards:
             FileNotFoundError: The index has no such image.
             StoreError: Its shard cannot be had.
         """
-        place = self.places.get(image)
-        if place is None:
-            raise FileNotFoundError(f"{image} is in no shard")
+        place = self.place_of(image)
         for _ in range(10):
             path = self.fetch(place.shard)
             try:
@@ -126,13 +131,22 @@ def read_from_shards(path: Path) -> bytes:
     return read_shards_of(Path(*path.parts[:cut]).parent).read("/".join(path.parts[cut:]))
 
 
-@functools.cache
 def read_shards_of(folder: Path) -> Shards:
-    """The shards of a data folder, here or in the cache; read once per process.
+    """The shards of a data folder, here or in the cache; read once per process, and again if they are written anew.
 
     Raises:
         InputError: It has none, or its index is no valid one.
     """
+    try:
+        stat = (folder / SHARD_INDEX).stat()
+    except OSError as error:
+        raise InputError(f"{folder / SHARD_INDEX}: cannot be read ({error}); write the shards again") from error
+    return read_index(folder, stat.st_ino, stat.st_mtime_ns)
+
+
+@functools.cache
+def read_index(folder: Path, inode: int, changed: int) -> Shards:
+    """[`read_shards_of`] while the index is the same file: places of another would show other images."""
     stored = _stated(read_manifest(folder), str(folder))["shards"]
     path = folder / SHARD_INDEX
     try:
@@ -148,7 +162,7 @@ def read_shards_of(folder: Path) -> Shards:
     if pc.any(functools.reduce(pc.or_, wrong, behind)).as_py():
         raise InputError(f"{path}: a place lies outside of its shard; write the shards again")
     columns = [index[name].to_pylist() for name in INDEX_SCHEMA.names]
-    places = {image: Place(*place) for image, *place in zip(*columns, strict=True)}
+    places = {os.path.normpath(image): Place(*place) for image, *place in zip(*columns, strict=True)}
     store, url, limit = _store_file(folder), None, 0
     if store.is_file():
         content = json.loads(store.read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from conftest import ROOT, make_trainer, run_here, run_script
 from counted_store import CountedStore
 from drills.runs import Drill, kill_at_random
 from foreign_files import IMAGES, SIZE, stored
+from PIL import Image
 from test_resume import history, stop_in, weights
 from torch.utils.data import DataLoader
 
@@ -52,7 +53,7 @@ from sarlang_sft.run_facts import find_differences
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.shard_order import Dealing, plan_shard_epochs
 from sarlang_sft.shard_writing import write_sharded
-from sarlang_sft.shards import data_folder, read_shards_of
+from sarlang_sft.shards import data_folder, read_index, read_shards_of
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.validation import check_manifest
@@ -72,7 +73,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[CountedStore]
     """A store that knows of nothing yet; nothing fetched before is remembered, and pauses are short."""
     CountedStore.start(tmp_path / "opened.log")
     data_folder.cache_clear()
-    read_shards_of.cache_clear()
+    read_index.cache_clear()
     monkeypatch.setattr(object_store, "FIRST_PAUSE", 0.001)
     return CountedStore
 
@@ -131,6 +132,38 @@ def test_shards_hold_the_same_records_and_the_same_pixels(pictures: Path, tmp_pa
             refusing()
 
 
+def write_grey(folder: Path, names: list[str]) -> Path:
+    """A data folder of pictures of one size in bytes, the first black, each next one lighter."""
+    for number, name in enumerate(names):
+        file = path_inside(folder / "images", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 40 * number, np.uint8)).save(file)
+    records = [
+        Record([name], 8, 8, "x", "train", dialogues=[Dialogue(name, "a", "others", [Turn("?", "A ship.")])])
+        for name in names
+    ]
+    write_data_folder(folder / "data", to_table(records), [], folder / "images", {})
+    return folder / "data"
+
+
+def test_images_are_found_by_any_way_of_writing_their_names(tmp_path: Path) -> None:
+    names = ["./a/0.bmp", "a/../a/1.bmp", "a//2.bmp"]
+    write_sharded(write_grey(tmp_path, names), tmp_path / "shards", tmp_path / "images", 1, seed=0)
+    root = image_root_of(tmp_path / "shards", None)
+    assert [pixels(root, name).max() for name in names] == [0, 40, 80]
+    found = read_shards_of(tmp_path / "shards")
+    assert len({found.place_of(name).shard for name in names}) == 3, "as fetching ahead asks"
+
+
+def test_shards_that_are_written_anew_show_no_other_images(tmp_path: Path) -> None:
+    names = [f"{number}.bmp" for number in range(6)]
+    data = write_grey(tmp_path, names)
+    for seed in range(2):
+        write_sharded(data, tmp_path / "shards", tmp_path / "images", 10**6, seed)
+        root = image_root_of(tmp_path / "shards", None)
+        assert [pixels(root, name).max() for name in names] == [0, 40, 80, 120, 160, 200]
+
+
 def make_rows(written: Path, cache: Path, dealing: Dealing | None = None) -> PlannedRows:
     """An epoch from the store, one image a row, shard by shard, as one rank of several machines reads it."""
     table = read_mixture([source(written, cache)], "train")
@@ -174,7 +207,7 @@ def test_each_of_two_machines_fetches_its_own_shards_and_no_others(
     fetched, names = [], []
     for rank in range(2):
         data_folder.cache_clear()
-        read_shards_of.cache_clear()
+        read_index.cache_clear()
         store.start(tmp_path / f"machine{rank}.log")
         table = read_mixture([source(written, tmp_path / f"machine{rank}")], "train")
         rows = PlannedRows(table, epochs, True, 0, ReadAhead(table, dealing, here=True))
@@ -342,7 +375,7 @@ def test_a_data_folder_that_is_not_in_shards_is_not_read_from_a_store(data: Path
 
 
 def test_nothing_leads_out_of_the_shards(written: Path, pictures: Path, tmp_path: Path) -> None:
-    read_shards_of.cache_clear()
+    read_index.cache_clear()
     manifest = json.loads((written / "manifest.json").read_text())
     for name in ("../x.tar", "/etc/passwd", "train-000000.tar/..", "notes.txt"):
         copy = shutil.copytree(written, tmp_path / re.sub(r"\W", "_", name))
