@@ -318,9 +318,24 @@ def test_a_process_killed_while_it_fetches_leaves_no_half_shard_and_keeps_nobody
     os.kill(fetching.pid, signal.SIGKILL)
     fetching.join()
     assert part.is_file() and not list((folder / "fetched").glob("*.tar"))
+    pixels(root, first_image(written, "train-000001.tar"))
+    assert not part.exists(), "the room of what nobody fetches any more is free"
     store.answers = {}
     assert np.array_equal(pixels(root, image), pixels(sample, image))
-    assert [path.suffix for path in (folder / "fetched").iterdir() if path.suffix != ".lock"] == [".tar"]
+    assert [path.suffix for path in (folder / "fetched").iterdir() if path.suffix != ".lock"] == [".tar", ".tar"]
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(
+    written: Path, store: type[CountedStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, synced = image_root_of(source(written, tmp_path / "cache").folder, None), []
+
+    def sync(descriptor: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    pixels(root, first_image(written, "train-000000.tar"))
+    assert synced == [(".train-000000.tar.part", (written / "train-000000.tar").stat().st_size)]
 
 
 def test_a_cache_that_cannot_be_written_is_no_broken_image(
