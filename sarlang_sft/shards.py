@@ -171,12 +171,12 @@ def read_index(folder: Path, inode: int, changed: int) -> Shards:
 
 
 @functools.cache
-def data_folder(path: str, cache: str | None = None, cache_gb: float = DEFAULT_CACHE_GB) -> Path:
+def data_folder(path: str, cache: str | None = None, cache_gb: float | None = None) -> Path:
     """The folder of an option `data`: a local one as it is; of a URL its tables, fetched to the cache once.
 
     Args:
         cache: Folder for what is fetched; None: `DEFAULT_CACHE`.
-        cache_gb: Size that its shards may take.
+        cache_gb: Size that its shards may take; None: what a training there has said, else `DEFAULT_CACHE_GB`.
 
     Raises:
         InputError: There is no data folder in shards at the URL, or it cannot be fetched.
@@ -208,8 +208,11 @@ def data_folder(path: str, cache: str | None = None, cache_gb: float = DEFAULT_C
                 print(f"data {url}: fetching its tables ({megabytes:,.1f} MB) to {folder}", flush=True)
             for table in missing:
                 download(f"{url}/{table.name}", folder / table.name, table)
-            with whole_file(_store_file(folder)) as file:
-                file.write(json.dumps({"url": url, "limit": int(cache_gb * 1e9)}).encode())
+            store, limit = _store_file(folder), int((cache_gb or DEFAULT_CACHE_GB) * 1e9)
+            if cache_gb is None and store.is_file():
+                limit = json.loads(store.read_text(encoding="utf-8"))["limit"]
+            with whole_file(store) as file:
+                file.write(json.dumps({"url": url, "limit": limit}).encode())
             with whole_file(folder / MANIFEST) as file:
                 file.write(content)
     except StoreError as error:

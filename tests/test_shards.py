@@ -255,6 +255,17 @@ def test_the_cache_keeps_its_limit_and_forgets_what_was_unused_for_longest(
         read_shards_of(folder).check_room(6)
 
 
+def test_a_program_that_names_no_limit_leaves_that_of_a_training(
+    written: Path, store: type[CountedStore], tmp_path: Path
+) -> None:
+    one = source(written, tmp_path / "cache", 0.5)
+    assert data_folder(one.path, one.shard_cache) == one.folder
+    assert read_shards_of(one.folder).limit == 0.5e9
+    data_folder.cache_clear()
+    read_index.cache_clear()
+    assert read_shards_of(data_folder(one.path, one.shard_cache)).limit == 0.5e9
+
+
 def test_failing_stores_are_asked_again_after_growing_pauses(
     written: Path, sample: Path, store: type[CountedStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
