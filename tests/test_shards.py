@@ -137,7 +137,7 @@ def write_grey(folder: Path, names: list[str]) -> Path:
     for number, name in enumerate(names):
         file = path_inside(folder / "images", name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 8), 40 * number, np.uint8)).save(file)
+        Image.fromarray(np.full((8, 8), 40 * number % 256, np.uint8)).save(file)
     records = [
         Record([name], 8, 8, "x", "train", dialogues=[Dialogue(name, "a", "others", [Turn("?", "A ship.")])])
         for name in names
@@ -162,6 +162,15 @@ def test_shards_that_are_written_anew_show_no_other_images(tmp_path: Path) -> No
         write_sharded(data, tmp_path / "shards", tmp_path / "images", 10**6, seed)
         root = image_root_of(tmp_path / "shards", None)
         assert [pixels(root, name).max() for name in names] == [0, 40, 80, 120, 160, 200]
+
+
+def test_records_of_one_image_go_with_the_shard_that_it_is_read_from(tmp_path: Path) -> None:
+    names = [f"{number // 8}.bmp" for number in range(40)]
+    write_sharded(write_grey(tmp_path, names), tmp_path / "shards", tmp_path / "images", 3000, seed=0)
+    table = read_mixture([DataSource(str(tmp_path / "shards"))], "train")
+    found = read_shards_of(tmp_path / "shards")
+    lies = [found.place_of(images[0]).shard for images in table["images"].to_pylist()]
+    assert table["shard"].to_pylist() == lies and len(set(lies)) > 2
 
 
 def make_rows(written: Path, cache: Path, dealing: Dealing | None = None) -> PlannedRows:
