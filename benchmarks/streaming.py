@@ -33,7 +33,7 @@ from sarlang_sft.read_ahead import ReadAhead
 from sarlang_sft.records import read_manifest
 from sarlang_sft.shard_order import Dealing, plan_shard_epochs
 from sarlang_sft.shard_writing import write_sharded
-from sarlang_sft.shards import data_folder, read_shards_of
+from sarlang_sft.shards import data_folder, read_index
 
 RUNS = (  # name, where the images are, whether the store is slow, whether there are steps, whether it fetches ahead
     ("folder", "folder", False, False, False),
@@ -76,7 +76,7 @@ def decode(rows: list) -> int:
 def read_epoch(source: DataSource, step: float, ahead: bool, work: Path) -> dict[str, Any]:
     """Seconds of an epoch from this source, what the consumer waited, and how often a shard was fetched."""
     data_folder.cache_clear()
-    read_shards_of.cache_clear()
+    read_index.cache_clear()
     SlowStore.log = work / "fetched.log"
     SlowStore.log.write_text("")
     table = read_mixture([source], "train")

@@ -23,9 +23,11 @@ def start_worker_server() -> None:
     """Have the server import, which takes seconds, while this process does other things; once per process."""
     multiprocessing.set_forkserver_preload(PRELOADED)
     resource_tracker.ensure_running()  # which the server's start would do, and unblock signals
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the server keeps this, and so do its workers
-    forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the server keeps this, and so do its workers
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def use_worker_server(loader: DataLoader) -> None:

@@ -121,6 +121,8 @@ def _download_once(url: str, part: Path, stored: Stored) -> str | None:
                 break
             digest.update(chunk)
             file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())  # or a node that is lost could keep a file of the right length that holds zeros
     if length != stored.bytes:
         return f"has {'more than ' * (length > stored.bytes)}{min(length, stored.bytes):,} bytes, not {stored.bytes:,}"
     if digest.hexdigest() != stored.sha256:

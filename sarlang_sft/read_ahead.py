@@ -82,6 +82,6 @@ class ReadAhead:
 def _fetch(wanted: queue.SimpleQueue) -> None:
     while True:
         root, image = wanted.get()
-        with suppress(InputError):  # whoever reads the image will hear of it
+        with suppress(InputError, FileNotFoundError):  # whoever reads the image will hear of it
             shards: Shards = read_shards_of(root.parent)
-            shards.fetch(shards.places[image].shard)
+            shards.fetch(shards.place_of(image).shard)

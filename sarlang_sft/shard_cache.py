@@ -7,16 +7,15 @@ A shard appears whole or not at all; whoever needs one that another process fetc
 """
 
 import os
-import time
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sarlang_sft.object_store import Stored, download
 from sarlang_sft.whole_output import CannotWriteError
 
 FETCHED = "fetched"
-LEFT_OVER = 3600  # seconds without a write after which a part belongs to a process that was killed
 
 
 def cached_shard(folder: Path, url: str, stored: Stored, limit: int) -> Path:
@@ -59,21 +58,24 @@ def is_whole(path: Path, stored: Stored) -> bool:
 
 def _make_room(cache: Path, path: Path, stored: Stored, limit: int) -> None:
     """Remove what was unused for longest until a shard fits, and keep its room: its part gets its whole length."""
+    own = path.with_name(f".{path.name}.part")
     with FileLock(cache / ".room.lock"):
+        own.unlink(missing_ok=True)
+        for part in cache.glob(f"*/{FETCHED}/*.part"):
+            with suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):
+                part.unlink(missing_ok=True)  # whoever fetched it was killed
         found = []
         for file in cache.glob(f"*/{FETCHED}/*"):
             try:
                 stat = file.stat()
             except FileNotFoundError:
                 continue
-            if file.suffix == ".part" and time.time() - stat.st_mtime > LEFT_OVER:
-                file.unlink(missing_ok=True)
-            elif file.suffix != ".lock":
+            if file.suffix != ".lock":
                 found.append((stat.st_mtime_ns, stat.st_size, file))
         total = sum(size for _, size, _ in found) + stored.bytes
         for _, size, file in sorted(found):
             if total > limit and file.suffix != ".part":
                 file.unlink(missing_ok=True)
                 total -= size
-        with open(path.with_name(f".{path.name}.part"), "wb") as part:
-            os.truncate(part.fileno(), stored.bytes)
+        with open(own, "wb") as file:
+            os.truncate(file.fileno(), stored.bytes)

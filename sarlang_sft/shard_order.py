@@ -90,7 +90,7 @@ def _deal(trees: list[Tree], lengths: Lengths, layout: Layout, dealing: Dealing,
         rank = int(np.argmin(taken))
         own[rank].append(one)
         taken[rank] += load[one]
-    count = -(-min(map(len, own)) // dealing.window)
+    count = -(-max(map(len, own)) // dealing.window)
     # (window, rank) of every tree, by way of its shard
     cell = np.full((len(present), 2), -1)
     for rank, shards in enumerate(own):

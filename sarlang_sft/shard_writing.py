@@ -163,7 +163,7 @@ def _cut(sizes: np.ndarray, shard_bytes: int) -> np.ndarray:
 def _write_shard(
     path: Path, records: pa.Table, image_root: Path, number: int, first: int, places: dict[str, Place]
 ) -> Iterator[int]:
-    """Write a shard, and note where its images lie; the number of the shard for every record."""
+    """Write a shard, and note where its images lie; for every record the shard that its first image is read from."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, record in enumerate(to_records(records), first):
             add_member(tar, f"{key:09d}.json", json.dumps(asdict(record), ensure_ascii=False).encode())
@@ -180,7 +180,7 @@ def _write_shard(
                 add_member(tar, f"{key:09d}.{f'{place}.' * several}{file.suffix[1:].lower()}", content)
                 assert tar.offset == offset + -(-len(content) // BLOCK) * BLOCK
                 places.setdefault(name, Place(number, offset, len(content)))
-            yield number if record.images else NO_SHARD
+            yield places[record.images[0]].shard if record.images else NO_SHARD
 
 
 def _write_index(path: Path, places: dict[str, Place]) -> None:

@@ -92,6 +92,13 @@ class Shards:
                 "shards at once; raise it, lower shard_window, or write smaller shards"
             )
 
+    def place_of(self, image: str) -> Place:
+        """Where an image lies, by its name in the tables or in a path; raises FileNotFoundError if it does not."""
+        place = self.places.get(os.path.normpath(image))
+        if place is None:
+            raise FileNotFoundError(f"{image} is in no shard")
+        return place
+
     def read(self, image: str) -> bytes:
         """The bytes of an image's file.
 
@@ -99,9 +106,7 @@ class Shards:
             FileNotFoundError: The index has no such image.
             StoreError: Its shard cannot be had.
         """
-        place = self.places.get(image)
-        if place is None:
-            raise FileNotFoundError(f"{image} is in no shard")
+        place = self.place_of(image)
         for _ in range(10):
             path = self.fetch(place.shard)
             try:
@@ -126,13 +131,22 @@ def read_from_shards(path: Path) -> bytes:
     return read_shards_of(Path(*path.parts[:cut]).parent).read("/".join(path.parts[cut:]))
 
 
-@functools.cache
 def read_shards_of(folder: Path) -> Shards:
-    """The shards of a data folder, here or in the cache; read once per process.
+    """The shards of a data folder, here or in the cache; read once per process, and again if they are written anew.
 
     Raises:
         InputError: It has none, or its index is no valid one.
     """
+    try:
+        stat = (folder / SHARD_INDEX).stat()
+    except OSError as error:
+        raise InputError(f"{folder / SHARD_INDEX}: cannot be read ({error}); write the shards again") from error
+    return read_index(folder, stat.st_ino, stat.st_mtime_ns)
+
+
+@functools.cache
+def read_index(folder: Path, inode: int, changed: int) -> Shards:
+    """[`read_shards_of`] while the index is the same file: places of another would show other images."""
     stored = _stated(read_manifest(folder), str(folder))["shards"]
     path = folder / SHARD_INDEX
     try:
@@ -148,7 +162,7 @@ def read_shards_of(folder: Path) -> Shards:
     if pc.any(functools.reduce(pc.or_, wrong, behind)).as_py():
         raise InputError(f"{path}: a place lies outside of its shard; write the shards again")
     columns = [index[name].to_pylist() for name in INDEX_SCHEMA.names]
-    places = {image: Place(*place) for image, *place in zip(*columns, strict=True)}
+    places = {os.path.normpath(image): Place(*place) for image, *place in zip(*columns, strict=True)}
     store, url, limit = _store_file(folder), None, 0
     if store.is_file():
         content = json.loads(store.read_text(encoding="utf-8"))
@@ -157,12 +171,12 @@ def read_shards_of(folder: Path) -> Shards:
 
 
 @functools.cache
-def data_folder(path: str, cache: str | None = None, cache_gb: float = DEFAULT_CACHE_GB) -> Path:
+def data_folder(path: str, cache: str | None = None, cache_gb: float | None = None) -> Path:
     """The folder of an option `data`: a local one as it is; of a URL its tables, fetched to the cache once.
 
     Args:
         cache: Folder for what is fetched; None: `DEFAULT_CACHE`.
-        cache_gb: Size that its shards may take.
+        cache_gb: Size that its shards may take; None: what a training there has said, else `DEFAULT_CACHE_GB`.
 
     Raises:
         InputError: There is no data folder in shards at the URL, or it cannot be fetched.
@@ -194,8 +208,11 @@ def data_folder(path: str, cache: str | None = None, cache_gb: float = DEFAULT_C
                 print(f"data {url}: fetching its tables ({megabytes:,.1f} MB) to {folder}", flush=True)
             for table in missing:
                 download(f"{url}/{table.name}", folder / table.name, table)
-            with whole_file(_store_file(folder)) as file:
-                file.write(json.dumps({"url": url, "limit": int(cache_gb * 1e9)}).encode())
+            store, limit = _store_file(folder), int((cache_gb or DEFAULT_CACHE_GB) * 1e9)
+            if cache_gb is None and store.is_file():
+                limit = json.loads(store.read_text(encoding="utf-8"))["limit"]
+            with whole_file(store) as file:
+                file.write(json.dumps({"url": url, "limit": limit}).encode())
             with whole_file(folder / MANIFEST) as file:
                 file.write(content)
     except StoreError as error:

@@ -1,5 +1,7 @@
 """The order of a training from shards: all of it once, by ranks that never share a shard, some shards at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
@@ -54,9 +56,12 @@ def test_every_epoch_takes_every_dialogue_once_and_no_two_ranks_read_the_same_sh
     assert [flatten(rows) for rows in again] == [flatten(rows) for rows in epochs]
 
 
+@pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("trees", [True, False])
-def test_a_rank_needs_few_shards_at_once(trees: bool) -> None:
+def test_a_rank_needs_few_shards_at_once(trees: bool, alike: bool) -> None:
     dealing = deal(ranks=3, batch=2)
+    if not alike:  # a third of all lies in one shard
+        dealing = replace(dealing, shard=np.maximum(dealing.shard, 20))
     [rows] = plan(Layout(trees, 1024, None, 12), dealing)
     for own in rows_of_ranks(rows, dealing):
         used = [set(dealing.shard[flatten([row])]) for row in own]

@@ -21,6 +21,7 @@ from conftest import ROOT, make_trainer, run_here, run_script
 from counted_store import CountedStore
 from drills.runs import Drill, kill_at_random
 from foreign_files import IMAGES, SIZE, stored
+from PIL import Image
 from test_resume import history, stop_in, weights
 from torch.utils.data import DataLoader
 
@@ -52,7 +53,7 @@ from sarlang_sft.run_facts import find_differences
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.shard_order import Dealing, plan_shard_epochs
 from sarlang_sft.shard_writing import write_sharded
-from sarlang_sft.shards import data_folder, read_shards_of
+from sarlang_sft.shards import data_folder, read_index, read_shards_of
 from sarlang_sft.trees import TreeCollator
 from sarlang_sft.tuning import TuningArguments
 from sarlang_sft.validation import check_manifest
@@ -72,7 +73,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[CountedStore]
     """A store that knows of nothing yet; nothing fetched before is remembered, and pauses are short."""
     CountedStore.start(tmp_path / "opened.log")
     data_folder.cache_clear()
-    read_shards_of.cache_clear()
+    read_index.cache_clear()
     monkeypatch.setattr(object_store, "FIRST_PAUSE", 0.001)
     return CountedStore
 
@@ -131,6 +132,47 @@ def test_shards_hold_the_same_records_and_the_same_pixels(pictures: Path, tmp_pa
             refusing()
 
 
+def write_grey(folder: Path, names: list[str]) -> Path:
+    """A data folder of pictures of one size in bytes, the first black, each next one lighter."""
+    for number, name in enumerate(names):
+        file = path_inside(folder / "images", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 40 * number % 256, np.uint8)).save(file)
+    records = [
+        Record([name], 8, 8, "x", "train", dialogues=[Dialogue(name, "a", "others", [Turn("?", "A ship.")])])
+        for name in names
+    ]
+    write_data_folder(folder / "data", to_table(records), [], folder / "images", {})
+    return folder / "data"
+
+
+def test_images_are_found_by_any_way_of_writing_their_names(tmp_path: Path) -> None:
+    names = ["./a/0.bmp", "a/../a/1.bmp", "a//2.bmp"]
+    write_sharded(write_grey(tmp_path, names), tmp_path / "shards", tmp_path / "images", 1, seed=0)
+    root = image_root_of(tmp_path / "shards", None)
+    assert [pixels(root, name).max() for name in names] == [0, 40, 80]
+    found = read_shards_of(tmp_path / "shards")
+    assert len({found.place_of(name).shard for name in names}) == 3, "as fetching ahead asks"
+
+
+def test_shards_that_are_written_anew_show_no_other_images(tmp_path: Path) -> None:
+    names = [f"{number}.bmp" for number in range(6)]
+    data = write_grey(tmp_path, names)
+    for seed in range(2):
+        write_sharded(data, tmp_path / "shards", tmp_path / "images", 10**6, seed)
+        root = image_root_of(tmp_path / "shards", None)
+        assert [pixels(root, name).max() for name in names] == [0, 40, 80, 120, 160, 200]
+
+
+def test_records_of_one_image_go_with_the_shard_that_it_is_read_from(tmp_path: Path) -> None:
+    names = [f"{number // 8}.bmp" for number in range(40)]
+    write_sharded(write_grey(tmp_path, names), tmp_path / "shards", tmp_path / "images", 3000, seed=0)
+    table = read_mixture([DataSource(str(tmp_path / "shards"))], "train")
+    found = read_shards_of(tmp_path / "shards")
+    lies = [found.place_of(images[0]).shard for images in table["images"].to_pylist()]
+    assert table["shard"].to_pylist() == lies and len(set(lies)) > 2
+
+
 def make_rows(written: Path, cache: Path, dealing: Dealing | None = None) -> PlannedRows:
     """An epoch from the store, one image a row, shard by shard, as one rank of several machines reads it."""
     table = read_mixture([source(written, cache)], "train")
@@ -174,7 +216,7 @@ def test_each_of_two_machines_fetches_its_own_shards_and_no_others(
     fetched, names = [], []
     for rank in range(2):
         data_folder.cache_clear()
-        read_shards_of.cache_clear()
+        read_index.cache_clear()
         store.start(tmp_path / f"machine{rank}.log")
         table = read_mixture([source(written, tmp_path / f"machine{rank}")], "train")
         rows = PlannedRows(table, epochs, True, 0, ReadAhead(table, dealing, here=True))
@@ -220,6 +262,17 @@ def test_the_cache_keeps_its_limit_and_forgets_what_was_unused_for_longest(
     ):
         make_rows(written, tmp_path / "cache")
         read_shards_of(folder).check_room(6)
+
+
+def test_a_program_that_names_no_limit_leaves_that_of_a_training(
+    written: Path, store: type[CountedStore], tmp_path: Path
+) -> None:
+    one = source(written, tmp_path / "cache", 0.5)
+    assert data_folder(one.path, one.shard_cache) == one.folder
+    assert read_shards_of(one.folder).limit == 0.5e9
+    data_folder.cache_clear()
+    read_index.cache_clear()
+    assert read_shards_of(data_folder(one.path, one.shard_cache)).limit == 0.5e9
 
 
 def test_failing_stores_are_asked_again_after_growing_pauses(
@@ -285,9 +338,24 @@ def test_a_process_killed_while_it_fetches_leaves_no_half_shard_and_keeps_nobody
     os.kill(fetching.pid, signal.SIGKILL)
     fetching.join()
     assert part.is_file() and not list((folder / "fetched").glob("*.tar"))
+    pixels(root, first_image(written, "train-000001.tar"))
+    assert not part.exists(), "the room of what nobody fetches any more is free"
     store.answers = {}
     assert np.array_equal(pixels(root, image), pixels(sample, image))
-    assert [path.suffix for path in (folder / "fetched").iterdir() if path.suffix != ".lock"] == [".tar"]
+    assert [path.suffix for path in (folder / "fetched").iterdir() if path.suffix != ".lock"] == [".tar", ".tar"]
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(
+    written: Path, store: type[CountedStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, synced = image_root_of(source(written, tmp_path / "cache").folder, None), []
+
+    def sync(descriptor: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    pixels(root, first_image(written, "train-000000.tar"))
+    assert synced == [(".train-000000.tar.part", (written / "train-000000.tar").stat().st_size)]
 
 
 def test_a_cache_that_cannot_be_written_is_no_broken_image(
@@ -342,7 +410,7 @@ def test_a_data_folder_that_is_not_in_shards_is_not_read_from_a_store(data: Path
 
 
 def test_nothing_leads_out_of_the_shards(written: Path, pictures: Path, tmp_path: Path) -> None:
-    read_shards_of.cache_clear()
+    read_index.cache_clear()
     manifest = json.loads((written / "manifest.json").read_text())
     for name in ("../x.tar", "/etc/passwd", "train-000000.tar/..", "notes.txt"):
         copy = shutil.copytree(written, tmp_path / re.sub(r"\W", "_", name))

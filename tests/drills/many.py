@@ -79,9 +79,10 @@ def kill_a_loader_worker(drill: Drill, rng: random.Random) -> None:
     """kill -9 of one loader worker: training ends on an error."""
     process = get_under_way(drill, rng, 0.5)
     with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.process.pid).children()
-        for child in [child for child in children if "python" in child.name()][:1]:
-            child.kill()
+        for child in psutil.Process(process.process.pid).children(recursive=True):
+            if "multiprocessing.forkserver" in " ".join(child.parent().cmdline()):
+                child.kill()
+                break
     process.wait()
     process.kill()
 
