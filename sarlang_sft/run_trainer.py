@@ -22,7 +22,7 @@ from sarlang_sft.fsdp import gather_state
 from sarlang_sft.imagery import save_ops
 from sarlang_sft.inference import TunedModel
 from sarlang_sft.interruption import EvaluationInterrupted, Interruption
-from sarlang_sft.loader_workers import use_worker_server
+from sarlang_sft.loader_workers import start_worker_server, use_worker_server
 from sarlang_sft.loading import bring_back
 from sarlang_sft.lost_ranks import naming_lost_ranks
 from sarlang_sft.packing import PlannedRows
@@ -113,6 +113,8 @@ class RunTrainer(DialogueTrainer):
     def _run_epoch(self, **where: Any) -> None:
         """Nothing, if the run was killed behind its last step: transformers would take one more."""
         if self.state.global_step < self.state.max_steps:
+            if self.args.dataloader_num_workers:
+                start_worker_server()  # should it have been killed, multiprocessing's own would die of any signal
             super()._run_epoch(**where)
         else:
             self.control.should_training_stop = True
