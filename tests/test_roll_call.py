@@ -124,6 +124,9 @@ def test_ranks_that_would_learn_otherwise_are_refused(facts: Facts) -> None:
     check_alike([facts, other(lambda copy: copy["options"].update(data="/elsewhere/data"))], hosts)
     for change, said in [
         (lambda copy: copy["options"].update(learning_rate=0.5), "has learning_rate 0.5 (not "),
+        (lambda copy: copy["options"].update(save_steps=7), "has save_steps 7 (not "),
+        (lambda copy: copy["options"].update(eval_strategy="steps"), "has eval_strategy 'steps' (not 'no')"),
+        (lambda copy: copy["options"].update(logging_steps=3), "has logging_steps 3 (not "),
         (lambda copy: copy["data"][0].update({"manifest.json": "0" * 64}), "/manifest.json, unlike rank 0 on node0"),
         (lambda copy: copy["data"][0].update({"train.parquet": "0" * 64}), "train.parquet 000000000000 (not "),
         (lambda copy: copy.update(base="0"), "rank 1 on node1 has base model"),
