@@ -14,7 +14,7 @@ from trl import SFTConfig
 
 from sarlang_sft.attention import CHOICES
 from sarlang_sft.backbones import BACKBONES
-from sarlang_sft.batch_size import accumulation_steps, check_deepspeed_batch
+from sarlang_sft.batch_size import accumulation_steps, check_deepspeed_batch, read_deepspeed
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import parse_ops
 from sarlang_sft.loading import DTYPES
@@ -33,6 +33,7 @@ FIXED = (
     ("fsdp_config", None, "FSDP2 is run in one way here; DeepSpeed's files have other ways (docs/scale.md)"),
     ("push_to_hub", False, "it would upload the folder before the result is in its place; use `hf upload` afterwards"),
 )
+TORCH_ADAMW = ("adamw_torch", "adamw_torch_fused")
 ANSWERED = ("accuracy", *(f"accuracy_{task}" for task in TASKS if task != CAPTION_TASK), "cider")  # by val_questions
 CHECKPOINTED = ("both", "vision_tower", "language_model")
 
@@ -257,11 +258,19 @@ class TrainArguments(SFTConfig):
         call_roll(self.rendezvous_timeout)
         if self.deepspeed:
             check_deepspeed_batch(self.deepspeed, per_device, self.gradient_accumulation_steps)
+            if self.optim not in TORCH_ADAMW and "optimizer" in read_deepspeed(self.deepspeed):
+                raise InputError(
+                    f"optim {self.optim}: deepspeed {self.deepspeed} has an optimizer block, which would be taken "
+                    "instead; leave one of them out"
+                )
             _prepare_deepspeed(self.use_cpu, timedelta(seconds=self.ddp_timeout))
         if self.use_cpu and "WORLD_SIZE" in os.environ:
             self.ddp_backend = "gloo"
         self.hf_deepspeed_config = None  # which transformers sets only if there is one
         super().__post_init__()
+        if self.n_gpu > 1:
+            print(f"One of {self.n_gpu} GPUs is used; for all: torchrun --nproc_per_node {self.n_gpu}", flush=True)
+            self._n_gpu = 1  # nn.DataParallel would deal out patches, not images, and more rows than are planned
         zero, gathers = self.hf_deepspeed_config, "stage3_gather_16bit_weights_on_model_save"
         if zero and zero.is_zero3() and not zero.is_true(f"zero_optimization.{gathers}"):
             raise InputError(f"deepspeed {self.deepspeed}: set {gathers} to true; ZeRO-3 saves no weights without it")
@@ -281,7 +290,7 @@ class TrainArguments(SFTConfig):
             raise InputError(f"fsdp and deepspeed {self.deepspeed}: choose one of them")
         if "WORLD_SIZE" not in os.environ:
             raise InputError("fsdp: cuts a model among ranks; start them by `torchrun --nproc_per_node N`")
-        if self.optim not in ("adamw_torch", "adamw_torch_fused"):
+        if self.optim not in TORCH_ADAMW:
             raise InputError(f"optim {self.optim}: not verified with fsdp; use adamw_torch, or ZeRO-2 instead of fsdp")
 
     def _check_evaluation(self) -> None:

@@ -40,10 +40,17 @@ def accumulation_steps(global_batch_size: int, per_device: int, given: int) -> i
     return steps
 
 
+def read_deepspeed(config: str | dict[str, Any]) -> dict[str, Any]:
+    """What a DeepSpeed configuration says; raises [`InputError`] if it cannot be read."""
+    try:
+        return config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"deepspeed {config}: cannot be read as JSON ({error})") from error
+
+
 def check_deepspeed_batch(config: str | dict[str, Any], per_device: int, steps: int) -> None:
     """Raise [`InputError`] if a DeepSpeed configuration declares another `train_batch_size` than this launch makes."""
-    content = config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
-    declared, ranks = content.get("train_batch_size", "auto"), this_launch().count
+    declared, ranks = read_deepspeed(config).get("train_batch_size", "auto"), this_launch().count
     if declared not in ("auto", ranks * per_device * steps):
         raise InputError(
             f"deepspeed {'' if isinstance(config, dict) else config}: its train_batch_size {declared} is not {ranks} "

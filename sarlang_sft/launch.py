@@ -40,8 +40,12 @@ def open_store(launch: Launch, seconds: float) -> dist.Store:
     """The store of the launch, under a name of this attempt; torchrun's agent keeps it, or rank 0.
 
     Raises:
-        NoStoreError: Nothing answers at its place within so many seconds.
+        NoStoreError: Nothing answers at its place within so many seconds, or the place is not given.
     """
+    if absent := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise NoStoreError(
+            f"rendezvous: WORLD_SIZE is {launch.count}, and {absent[0]} is not set; start by torchrun or slurm.sh"
+        )
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, _, port = launch.place.rpartition(":")
     keeps = launch.first and not agent

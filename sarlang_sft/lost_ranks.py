@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
+from sarlang_sft.launch import first_line
 from sarlang_sft.watchdog import Watchdog
 
 BROKEN = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")  # gloo, and the last NCCL
@@ -26,12 +27,16 @@ def naming_lost_ranks(watchdog: Watchdog) -> Iterator[None]:
     except RuntimeError as error:  # the transports' errors have no type of their own
         if watchdog.ranks.count == 1 or not any(words in str(error) for words in BROKEN):
             raise
-        found = _find_lost(watchdog)
+        found = _find_lost(watchdog, first_line(error))
         sys.exit(f"\nerror: {found}. {RESTART}" if found else 1)
 
 
-def _find_lost(watchdog: Watchdog) -> str:
-    """In words; nothing if another rank says it."""
+def _find_lost(watchdog: Watchdog, broke: str) -> str:
+    """In words; nothing if another rank says it.
+
+    Args:
+        broke: What the transport says.
+    """
     try:
         before = watchdog.reports()
         time.sleep(MISSED * watchdog.interval)
@@ -46,5 +51,5 @@ def _find_lost(watchdog: Watchdog) -> str:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         return f"a connection broke, and nothing answers at {place}: rank 0, its launcher or its node is gone"
     if not silent:
-        return "a connection between ranks broke, but all of them answer: look at the network"
+        return f"a connection between ranks broke, but all of them answer: look at the network ({broke})"
     return f"gone: {'; '.join(silent)}. Its node's log may say why"

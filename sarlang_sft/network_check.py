@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.launch import this_launch
+from sarlang_sft.launch import first_line, this_launch
 from sarlang_sft.roll_call import call_roll, tell_all
 
 UNKNOWN = "nothing"
@@ -80,6 +80,9 @@ def find_seat(rank: int, backend: str, master: str) -> Seat:
 
     Args:
         master: Name or address of rank 0's node.
+
+    Raises:
+        InputError: No route leads there.
     """
     host = socket.gethostname()
     try:
@@ -97,7 +100,10 @@ def find_seat(rank: int, backend: str, master: str) -> Seat:
         interface = next((name for name in addresses if name.startswith(named.lstrip("=").split(",")[0])), named)
     else:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((master, 9))  # sends nothing; tells the way
+            try:
+                probe.connect((master, 9))  # sends nothing; tells the way
+            except OSError as error:
+                raise InputError(f"{host}: no way by IPv4 to {master} ({error})") from error
             way = probe.getsockname()[0]
         interface = next((name for name, address in addresses.items() if address == way), "?")
     device = torch.cuda.get_device_name() if backend == "nccl" else "cpu"
@@ -159,8 +165,7 @@ def check_network(backend: str, seconds: float) -> None:
     try:
         dist.init_process_group(seat.backend, timeout=timedelta(seconds=seconds), device_id=device if cuda else None)
     except RuntimeError as error:
-        said = str(error).partition("\n")[0]
-        raise InputError(f"{seat.backend} cannot connect from {seat.host}: {said}") from error
+        raise InputError(f"{seat.backend} cannot connect from {seat.host}: {first_line(error)}") from error
     speeds, links = measure_all_reduce(device), measure_links(seats, device)
     if launch.first:
         print(*speeds, *links, sep="\n", flush=True)

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +42,9 @@ def call_roll(seconds: float) -> None:
 
     Every rank must call it, before it joins a process group. With one rank there is nothing to do.
 
+    Args:
+        seconds: That rank 0 waits for the others from when it has come, and the others for rank 0.
+
     Raises:
         InputError: After `seconds` a rank is missing, or one has other libraries or another source than rank 0.
     """
@@ -63,8 +65,11 @@ def call_roll(seconds: float) -> None:
             while store.add(HEARD, 0) < launch.count - 1 and time.monotonic() < end + PATIENCE:
                 time.sleep(POLL)  # the store may end with this process
         else:
+            heard_of_first = False
             while not store.check([ALIKE]):
                 _leave_if_refused(store, launch)
+                if not heard_of_first and store.check(["rank/0"]):
+                    heard_of_first, end = True, time.monotonic() + seconds  # rank 0 waits from here on
                 if time.monotonic() > end + PATIENCE:
                     raise InputError(f"rendezvous: rank 0 at {launch.place} said nothing for {seconds:g} s")
                 time.sleep(POLL)
@@ -75,23 +80,31 @@ def call_roll(seconds: float) -> None:
 
 
 def tell_all(name: str, value: str, seconds: float) -> list[str]:
-    """What every rank has to say under a name, in order; every rank must call it, after the roll."""
+    """What every rank has to say under a name, in order; every rank must call it, after the roll.
+
+    Raises:
+        InputError: A rank said nothing for so long.
+    """
     launch = this_launch()
     if launch.count == 1:
         return [value]
     store = dist.PrefixStore(name, _Listener.running.store)
     store.set(str(launch.rank), value)
     ranks = [str(rank) for rank in range(launch.count)]
-    store.wait(ranks, timedelta(seconds=seconds))
+    end = time.monotonic() + seconds
+    while not store.check(ranks):  # in a wait, no refusal would be heard: one thread at a time uses a store
+        if time.monotonic() > end:
+            absent = next(rank for rank in ranks if not store.check([rank]))
+            raise InputError(f"rank {absent} said nothing of its {name} within {seconds:g} s")
+        time.sleep(POLL)
     return [text.decode() for text in store.multi_get(ranks)]
 
 
-def source_hash() -> str:
-    """SHA-256, cut short, of this package's modules: tells a checkout of another state."""
+def source_hash(folder: Path = Path(__file__).parent) -> str:
+    """SHA-256, cut short, of this package's modules, whatever ends their lines: tells a checkout of another state."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:12]
 
 

@@ -48,6 +48,11 @@ MEANS = {
     "shard_cache": NOTHING,
     "shard_cache_gb": NOTHING,
 }
+OF_A_HOST = """
+    data model_name_or_path image_root shard_cache shard_cache_gb deepspeed output_dir run_name project report_to
+    resume local_rank disable_tqdm log_level log_level_replica rendezvous_timeout dataset_num_proc
+    dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
+"""  # which ranks may give otherwise; paths are compared by what they hold
 DATA_FILES = ("manifest.json", "train.parquet", "val.parquet", SHARD_INDEX)
 LEARNS_FROM_SCORES = ("reduce_lr_on_plateau", "greedy")  # kinds of lr_scheduler_type
 FREE_GROUPS = ("logging_", "log_", "eval_", "val_", "save_", "hub_", "trackio_", "tiny_", "sample_")
@@ -124,14 +129,18 @@ def find_differences(was: Facts, now: Facts) -> list[Difference]:
 def check_alike(facts: list[Facts], hosts: list[str]) -> None:
     """Raise [`InputError`] if a rank begins with another model, other data or other options than rank 0.
 
-    Paths may differ where what they hold is the same.
+    Paths may differ where what they hold is the same. When to save, to log or to evaluate must not: whoever does so
+    waits for all ranks.
 
     Args:
         facts: Of every rank, as its host read them.
     """
     for rank, (other, host) in enumerate(zip(facts, hosts, strict=True)):
-        found = [*_of_base_and_data(facts[0], other), *_of_options(facts[0], other)]
-        told = [f"{one.name} {one.now} (not {one.was})" for one in found if one.means not in (NOTHING, SAME_IMAGES)]
+        found = [one for one in _of_base_and_data(facts[0], other) if one.means != SAME_IMAGES]
+        told = [f"{one.name} {one.now} (not {one.was})" for one in found]
+        for name, ours in facts[0]["options"].items():
+            if name not in OF_A_HOST.split() and other["options"][name] != ours:
+                told.append(f"{name} {other['options'][name]!r} (not {ours!r})")
         for ours, theirs in zip(facts[0]["data"], other["data"], strict=False):
             if ours["manifest.json"] != theirs["manifest.json"]:
                 told.append(f"another {theirs['path']}/manifest.json")

@@ -6,19 +6,25 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from torch.distributed import HashStore, TCPStore
 
+from sarlang_sft import lost_ranks, roll_call
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.batch_size import accumulation_steps, check_deepspeed_batch
 from sarlang_sft.errors import InputError
-from sarlang_sft.network_check import Link, Seat, find_seat_faults, find_slow_links
-from sarlang_sft.roll_call import Introduction, unlike
+from sarlang_sft.network_check import Link, Seat, find_seat, find_seat_faults, find_slow_links
+from sarlang_sft.ranks import Ranks
+from sarlang_sft.roll_call import Introduction, call_roll, source_hash, tell_all, unlike
 from sarlang_sft.run_facts import Facts, check_alike, collect_facts
 from sarlang_sft.tuning import TuningArguments
+from sarlang_sft.watchdog import Watchdog
 
 PARTY = """
 import sys, time
@@ -106,6 +112,51 @@ def test_a_rank_with_another_source_is_unlike() -> None:
     )
 
 
+def test_neither_line_ends_nor_compiled_files_make_another_source(tmp_path: Path) -> None:
+    for name, text in {"a": b"x = 1\n", "b": b"x = 1\r\n", "c": b"x = 2\n"}.items():
+        (tmp_path / name / "__pycache__").mkdir(parents=True)
+        (tmp_path / name / "module.py").write_bytes(text)
+        (tmp_path / name / "__pycache__/module.pyc").write_bytes(name.encode())
+    one, windows, other = (source_hash(tmp_path / name) for name in "abc")
+    assert one == windows != other
+
+
+def test_a_launch_without_an_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match=r"WORLD_SIZE is 2, and MASTER_ADDR is not set; start by torchrun"):
+        call_roll(1)
+
+
+def test_a_rank_waits_as_long_as_rank_0_does_and_says_who_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(roll_call, "PATIENCE", 0)
+    monkeypatch.setattr(roll_call._Listener, "running", None)
+    comes = threading.Timer(2, server.set, ["roll_call/0/rank/0", "{}"])  # rank 0, which waits for a third one
+    goes_on = threading.Timer(4, server.set, ["roll_call/0/alike", "yes"])
+    comes.start()
+    goes_on.start()
+    call_roll(3)
+    try:
+        with pytest.raises(InputError, match=r"rank 0 said nothing of its seats within 0.2 s"):
+            tell_all("seats", "here", 0.2)
+    finally:
+        roll_call._Listener.running.stop()
+
+
+def test_a_connection_that_breaks_among_living_ranks_is_told_in_the_transports_words() -> None:
+    watchdog = Watchdog(Ranks(timedelta(seconds=9)), 9)
+    watchdog.interval, watchdog._store = 0.4, HashStore()
+    watchdog._report(0)
+    threading.Timer(0.2, watchdog._report, [1]).start()
+    assert lost_ranks._find_lost(watchdog, "Connection reset by peer [10.0.0.2]:4711").endswith(
+        "but all of them answer: look at the network (Connection reset by peer [10.0.0.2]:4711)"
+    )
+
+
 @pytest.fixture(scope="module")
 def facts(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
     training = TrainArguments(output_dir=str(tmp_path_factory.mktemp("facts")), report_to="none")
@@ -124,6 +175,9 @@ def test_ranks_that_would_learn_otherwise_are_refused(facts: Facts) -> None:
     check_alike([facts, other(lambda copy: copy["options"].update(data="/elsewhere/data"))], hosts)
     for change, said in [
         (lambda copy: copy["options"].update(learning_rate=0.5), "has learning_rate 0.5 (not "),
+        (lambda copy: copy["options"].update(save_steps=7), "has save_steps 7 (not "),
+        (lambda copy: copy["options"].update(eval_strategy="steps"), "has eval_strategy 'steps' (not 'no')"),
+        (lambda copy: copy["options"].update(logging_steps=3), "has logging_steps 3 (not "),
         (lambda copy: copy["data"][0].update({"manifest.json": "0" * 64}), "/manifest.json, unlike rank 0 on node0"),
         (lambda copy: copy["data"][0].update({"train.parquet": "0" * 64}), "train.parquet 000000000000 (not "),
         (lambda copy: copy.update(base="0"), "rank 1 on node1 has base model"),
@@ -177,6 +231,9 @@ def test_the_declared_batch_is_kept_on_any_number_of_ranks(monkeypatch: pytest.M
     monkeypatch.delenv("WORLD_SIZE")
     training = TrainArguments(output_dir=str(tmp_path), report_to="none", global_batch_size=6)
     assert training.gradient_accumulation_steps == 6
+    training._n_gpu = 8  # as transformers counts those that one process sees
+    training.__post_init__()
+    assert training.n_gpu == 1 and training.train_batch_size == training.per_device_train_batch_size
 
 
 def seat(rank: int, host: str, address: str, interface: str = "eth0", resolved: str = "", told: bool = False) -> Seat:
@@ -194,6 +251,11 @@ def test_network_faults_are_told_by_host_and_option() -> None:
     assert fault.startswith("node1: interface ib7 has no IPv4 address")
     [fault] = find_seat_faults([good[0], seat(1, "node1", "192.168.9.2", "eth1")])
     assert "different interfaces (eth0 10.0.0.1 on node0, eth1 192.168.9.2 on node1)" in fault
+
+
+def test_a_first_node_without_ipv4_is_refused() -> None:
+    with pytest.raises(InputError, match="no way by IPv4 to ::1"):
+        find_seat(0, "gloo", "::1")
 
 
 def test_one_slow_link_is_named() -> None:

@@ -275,6 +275,9 @@ def test_without_arguments_the_missing_sample_and_base_are_made(tmp_path: Path) 
         (["--activation_offloading", "true"], "activation_offloading: moves activations off the GPU"),
         (["--fsdp", "true"], "fsdp: cuts a model among ranks; start them by `torchrun --nproc_per_node N`"),
         (["--fsdp_config", "mine.json"], "fsdp_config mine.json: must stay None"),
+        (["--deepspeed", "none.json"], "deepspeed none.json: cannot be read as JSON"),
+        (["--deepspeed", "deepspeed_configs/zero2_offload.json", "--optim", "adafactor"],
+         "optim adafactor: deepspeed deepspeed_configs/zero2_offload.json has an optimizer block"),
     ],
 )  # fmt: skip
 def test_wrong_configuration_stops_before_any_model_is_loaded(
