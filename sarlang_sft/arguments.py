@@ -17,6 +17,7 @@ from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.batch_size import accumulation_steps, check_deepspeed_batch, read_deepspeed
 from sarlang_sft.errors import InputError
 from sarlang_sft.imagery import parse_ops
+from sarlang_sft.launch import this_launch
 from sarlang_sft.loading import DTYPES
 from sarlang_sft.mixture import DataSource, parse_sources
 from sarlang_sft.records import TASKS
@@ -254,7 +255,9 @@ class TrainArguments(SFTConfig):
             raise InputError(f"rendezvous_timeout {self.rendezvous_timeout}: must be above 0")
         per_device, steps = self.per_device_train_batch_size, self.gradient_accumulation_steps
         if self.global_batch_size is not None:
-            self.gradient_accumulation_steps = accumulation_steps(self.global_batch_size, per_device, steps)
+            self.gradient_accumulation_steps = accumulation_steps(
+                self.global_batch_size, per_device, steps, this_launch().count
+            )
         call_roll(self.rendezvous_timeout)
         if self.deepspeed:
             check_deepspeed_batch(self.deepspeed, per_device, self.gradient_accumulation_steps)

@@ -8,8 +8,8 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.launch import this_launch
 
 
-def accumulation_steps(global_batch_size: int, per_device: int, given: int) -> int:
-    """How often each rank of this launch computes before a step, so that the step holds `global_batch_size` rows.
+def accumulation_steps(global_batch_size: int, per_device: int, given: int, ranks: int) -> int:
+    """How often each rank computes before a step, so that the step holds `global_batch_size` rows.
 
     Args:
         per_device: Rows that a rank computes at once.
@@ -18,7 +18,6 @@ def accumulation_steps(global_batch_size: int, per_device: int, given: int) -> i
     Raises:
         InputError: The ranks do not divide it.
     """
-    ranks = this_launch().count
     if global_batch_size < 1:
         raise InputError(f"global_batch_size {global_batch_size}: must be at least 1")
     at_once = ranks * per_device

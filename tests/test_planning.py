@@ -69,6 +69,9 @@ def test_a_published_model_is_planned_from_its_name_alone(
     needed = plan["memory"]["needed"] / 1e9
     run_here(monkeypatch, "recipes/plan.py", *words[:-1], needed * 1.05)
     assert "MAY NOT FIT" in capsys.readouterr().out, "as far as the planner was wrong, it would not"
+    with pytest.raises(SystemExit):
+        run_here(monkeypatch, "recipes/plan.py", *words, "--global_batch_size", 7)
+    assert "2 ranks x per_device_train_batch_size 1 = 2 rows at once do not divide it" in capsys.readouterr().err
     assert plan["speed"]["mfu_source"] == "assumed"
     assert plan["speed"]["cost"] == pytest.approx(2 * 2 * plan["speed"]["hours"])
     assert plan["memory"]["allocated"] == sum(plan["memory"]["parts"].values())

@@ -209,7 +209,7 @@ def test_the_declared_batch_is_kept_on_any_number_of_ranks(monkeypatch: pytest.M
     config = tmp_path / "zero2.json"
     for ranks, per_device, steps in [(8, 1, 1), (4, 1, 2), (2, 2, 2), (1, 8, 1)]:
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
-        assert accumulation_steps(8, per_device, 1) == accumulation_steps(8, per_device, steps) == steps
+        assert accumulation_steps(8, per_device, 1, ranks) == accumulation_steps(8, per_device, steps, ranks) == steps
         config.write_text('{"train_batch_size": "auto"}')
         check_deepspeed_batch(str(config), per_device, steps)
         config.write_text('{"train_batch_size": 8}')
@@ -218,16 +218,15 @@ def test_the_declared_batch_is_kept_on_any_number_of_ranks(monkeypatch: pytest.M
     with pytest.raises(
         InputError, match=r"3 ranks x .* = 3 rows at once do not divide it; set it to 6 or 9, or start 2"
     ):
-        accumulation_steps(8, 1, 1)
+        accumulation_steps(8, 1, 1, 3)
     with pytest.raises(
         InputError, match=r"zero2.json: its train_batch_size 8 is not 3 ranks x .*--global_batch_size 8"
     ):
         check_deepspeed_batch(str(config), 1, 1)
-    monkeypatch.setenv("WORLD_SIZE", "16")
     with pytest.raises(InputError, match="= 16 rows at once do not divide it; set it to 16, or start 8 ranks"):
-        accumulation_steps(8, 1, 1)
+        accumulation_steps(8, 1, 1, 16)
     with pytest.raises(InputError, match="gradient_accumulation_steps 2: with global_batch_size 16 it follows"):
-        accumulation_steps(16, 1, 2)
+        accumulation_steps(16, 1, 2, 16)
     monkeypatch.delenv("WORLD_SIZE")
     training = TrainArguments(output_dir=str(tmp_path), report_to="none", global_batch_size=6)
     assert training.gradient_accumulation_steps == 6

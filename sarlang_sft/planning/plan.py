@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.training_args import OptimizerNames
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
+from sarlang_sft.batch_size import accumulation_steps
 from sarlang_sft.errors import InputError
 from sarlang_sft.flops import PEAK_FLOPS, Work, count_flops
 from sarlang_sft.planning.memory import Memory, plan_memory
@@ -63,12 +64,14 @@ class PlannedTrainArguments(TrainArguments):
     Attributes:
         on_cuda: The training that is planned runs on GPUs.
         deepspeed_file, fsdp_wanted: What shards it.
+        step_rows: The option `global_batch_size`, to be shared out among the ranks that are planned for.
     """
 
     def __post_init__(self) -> None:
         self.on_cuda = not self.use_cpu
         self.deepspeed_file, self.deepspeed = self.deepspeed, None
         self.fsdp_wanted, self.fsdp = bool(self.fsdp), False
+        self.step_rows, self.global_batch_size = self.global_batch_size, None
         if self.deepspeed_file and self.fsdp_wanted:
             raise InputError("deepspeed and fsdp: choose one of them")
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
@@ -121,6 +124,9 @@ def make_plan(
 ) -> TrainingPlan:
     """Plan a training; see `TrainingPlan`."""
     mfu = find_mfu(machine.mfu, machine.measured)
+    if training.step_rows is not None:
+        per_device, given = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        training.gradient_accumulation_steps = accumulation_steps(training.step_rows, per_device, given, machine.gpus)
     setup = make_setup(rows, model, tuning, data, training, machine.gpus)
     planned = build_planned(setup, architecture)
     counts = count_components(planned.model, architecture.backbone, planned.trainable)
