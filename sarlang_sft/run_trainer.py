@@ -157,8 +157,10 @@ class RunTrainer(DialogueTrainer):
         """Write the adapter, or the model, with its processor; every tensor of it, or an error."""
         if self.is_fsdp_enabled:
             self._save(output_dir, state_dict=gather_state(self.model))
-        else:
+        elif self._is_zero3:
             super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:  # as it is; of ZeRO-1 and -2 transformers saves a copy, in which nothing is tied
+            self._save(output_dir)
         if self.args.should_save:
             check_saved(Path(output_dir or self.args.output_dir), self.model)
 
@@ -244,10 +246,14 @@ class RunTrainer(DialogueTrainer):
             stop_diverged(found, self.state.global_step + 1, self.args)
         return norm
 
+    @property
+    def _is_zero3(self) -> bool:
+        plugin = self.args.deepspeed_plugin
+        return plugin is not None and plugin.zero_stage == 3
+
     def check_weights(self) -> None:
         """Raise [`InputError`] if any rank's weights are no numbers; every rank must ask."""
-        zero = self.args.deepspeed_plugin
-        finite = are_numbers(self.model.parameters(), cut=zero is not None and zero.zero_stage == 3)
+        finite = are_numbers(self.model.parameters(), cut=self._is_zero3)
         if self.run.ranks.any(not finite):
             stop_diverged(
                 Diverged("the weights are no numbers after it", self.images), self.state.global_step, self.args
@@ -315,8 +321,7 @@ class RunTrainer(DialogueTrainer):
         return losses / items if items else float("nan")  # no image of val can be read
 
     def _val_scores(self) -> dict[str, float]:
-        plugin = self.args.deepspeed_plugin
-        in_step = self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        in_step = self.is_fsdp_enabled or self._is_zero3
         share = Share(self.args.process_index, self.args.world_size, in_step)
         first = share.rank == 0
         collator = self.data_collator

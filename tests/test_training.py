@@ -188,6 +188,7 @@ def test_the_flat_path_means_the_same_on_two_ranks_with_accumulation(
 @pytest.mark.parametrize(
     ("way", "family", "resumed"),
     [
+        ("zero2", "qwen2_5_vl", False),
         ("zero3", "qwen2_5_vl", False),
         ("fsdp", "llava", False),
         pytest.param("zero3", "llava", True, marks=pytest.mark.slow),
