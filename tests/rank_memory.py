@@ -42,13 +42,17 @@ def main() -> None:
         runpy.run_path(recipe, run_name="__main__")
     path = Path(f"{out}.{os.environ['RANK']}")
     recorded.export_chrome_trace(str(path))
-    live = peak = 0
+    live: dict[int, int] = {}  # bytes by address: one that is given out again was freed, if in a thread not recorded
+    total = peak = 0
     for event in sorted(json.loads(path.read_text())["traceEvents"], key=lambda event: event.get("ts", 0)):
         if event.get("name") == TRAINED:
             break
         if event.get("name") == "[memory]":
-            live += event["args"]["Bytes"]
-            peak = max(peak, live)
+            address, size = event["args"]["Addr"], event["args"]["Bytes"]
+            total += max(size, 0) - live.pop(address, 0)
+            if size > 0:
+                live[address] = size
+            peak = max(peak, total)
     path.write_text(json.dumps({"peak": peak, "tokens": max(one["tokens"] for one in batches),
                                 "images": max(one["images"] for one in batches)}))  # fmt: skip
 

@@ -19,7 +19,7 @@ from sarlang_sft.planning.speed import ASSUMED_MFU, Speed, expect_speed, find_mf
 from sarlang_sft.trainable import ComponentCount, component_table, count_components
 from sarlang_sft.tuning import COMPONENTS, TuningArguments
 
-DOUBT = 0.15  # docs/planner.md: as far as measured memory lay above the planned
+DOUBT = 0.15  # the limit of the tests: docs/planner.md
 
 
 @dataclass
