@@ -41,7 +41,7 @@ from sarlang_sft.sarlang import Prompts, convert  # noqa: E402
 
 OPTIONS = {
     "max_steps": 60, "eval_strategy": "steps", "eval_steps": 10, "val_questions": 12, "val_max_new_tokens": 8,
-    "report_to": "wandb",
+    "report_to": "wandb", "dataloader_num_workers": 1,
 }  # fmt: skip
 
 

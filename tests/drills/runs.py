@@ -46,7 +46,7 @@ class Drill:
             "use_cpu": "true", "max_steps": 30, "logging_steps": 3, "learning_rate": 1e-3, "save_strategy": "steps",
             "save_steps": 4, "save_total_limit": 2, "gradient_checkpointing": "false", "turns_per_image": 4,
             "max_tokens_per_row": 600, "lora_dropout": 0.1, "image_ops": "shift:4", "disable_tqdm": "true",
-            "per_device_train_batch_size": 2 // self.ranks, "dataloader_num_workers": 1, "report_to": "none",
+            "per_device_train_batch_size": 2 // self.ranks, "dataloader_num_workers": 0, "report_to": "none",
             **self.options,
         }  # fmt: skip
         start = [sys.executable]

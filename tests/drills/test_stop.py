@@ -29,7 +29,7 @@ def whole(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> D
 
 
 def test_sigterm_and_ctrl_c_write_a_checkpoint_and_leave_with_code_75(whole: Drill, tmp_path: Path) -> None:
-    drill = Drill(whole.model, whole.data, tmp_path / "stopped", {"save_steps": 1000})
+    drill = Drill(whole.model, whole.data, tmp_path / "stopped", {"save_steps": 1000, "dataloader_num_workers": 1})
     for number, send in ((signal.SIGTERM, Process.signal), (signal.SIGINT, to_everything)):
         process = drill.start()
         process.wait_for("'loss'")
@@ -50,7 +50,7 @@ def test_sigterm_and_ctrl_c_write_a_checkpoint_and_leave_with_code_75(whole: Dri
 
 
 def test_two_ranks_stop_together_whoever_gets_the_signal(tiny: Path, data: Path, tmp_path: Path) -> None:
-    drill = Drill(tiny, data, tmp_path / "stopped", {"max_steps": 200}, ranks=2)
+    drill = Drill(tiny, data, tmp_path / "stopped", {"max_steps": 200, "dataloader_num_workers": 1}, ranks=2)
     process = drill.start()
     process.wait_for("'loss'")
     to_everything(process, signal.SIGTERM)
