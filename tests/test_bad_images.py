@@ -260,7 +260,7 @@ def words(tiny: Path, data: Path, images: Path) -> list[object]:
     return [
         LORA, "--model_name_or_path", tiny, "--data", data, "--image_root", images, "--max_tokens_per_row", 150,
         "--turns_per_image", 1, "--max_steps", STEPS, "--logging_steps", 1, "--dtype", "float32", "--save_strategy",
-        "no", "--report_to", "none", "--gradient_checkpointing", "false",
+        "no", "--report_to", "none", "--gradient_checkpointing", "false", "--dataloader_num_workers", 0,
     ]  # fmt: skip
 
 

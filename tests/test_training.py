@@ -167,11 +167,11 @@ def test_one_rank_torchrun_and_one_process_with_deepspeed(
     single: Path, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
     torchrun(1, LORA, *common(tiny, data, tmp_path / "torchrun", 4))
-    assert losses(tmp_path / "torchrun") == pytest.approx(losses(single), abs=1e-5)
+    assert losses(tmp_path / "torchrun") == pytest.approx(losses(single)[:5], abs=1e-5)
     if shutil.which("g++") or shutil.which("c++"):
         words = common(tiny, data, tmp_path / "zero2", 4)
         run_script(LORA, *words, "--deepspeed", ROOT / "deepspeed_configs/zero2.json")
-        assert losses(tmp_path / "zero2") == pytest.approx(losses(single), abs=1e-4)
+        assert losses(tmp_path / "zero2") == pytest.approx(losses(single)[:5], abs=1e-4)
 
 
 @pytest.mark.parametrize("loss_weighting", ["token", "answer"])
