@@ -271,7 +271,8 @@ def test_mistakes_in_a_mixture_are_named(entry: dict, message: str) -> None:
 def test_a_mixture_in_yaml_trains(trees: str, tiny: Path, data: Path, odd: Path, tmp_path: Path) -> None:
     config = tmp_path / "mixture.yaml"
     config.write_text(
-        f"model_name_or_path: {tiny}\noutput_dir: {tmp_path / 'out'}\ndtype: float32\nmax_steps: 2\ndataloader_num_workers: 0\n"
+        f"model_name_or_path: {tiny}\noutput_dir: {tmp_path / 'out'}\ndtype: float32\nmax_steps: 2\n"
+        "dataloader_num_workers: 0\n"
         f"image_trees: {trees}\nper_device_train_batch_size: 4\nmax_tokens_per_row: 600\n"
         f"data:\n  - {{path: {data}, weight: 0.3, caps: {{identification: 20}}}}\n  - {{path: {odd}}}\n"
     )
