@@ -14,6 +14,7 @@ SIZES = Sizes(parameters=1_000_000_000, trainable=10_000_000, passed=800_000_000
 ETHERNET = Cluster("a node's 12.5 GB/s", gpus_per_node=8, inside=450e9, between=12.5e9)
 
 
+@pytest.mark.slow
 def test_two_ranks_send_what_the_formula_says_and_the_network_carries(tmp_path: Path) -> None:
     out = tmp_path / "scaling.json"
     words = ["--shardings", "zero3_large", "--tunings", "lora", "--rounds", 1, "--steps", 1, "--images", 12]

@@ -31,7 +31,7 @@ def mixed(tmp_path: Path) -> Path:
     ("way", "trees"),
     [
         ("zero3", "true"),
-        ("fsdp", "false"),
+        pytest.param("fsdp", "false", marks=pytest.mark.slow),
         pytest.param("ddp", "true", marks=pytest.mark.slow),
         pytest.param("zero3", "false", marks=pytest.mark.slow),
         pytest.param("fsdp", "true", marks=pytest.mark.slow),
