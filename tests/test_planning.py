@@ -12,6 +12,7 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.planning.headers import planned_text
 from sarlang_sft.planning.rows import FORMS, PUBLISHED_TRAIN, find_dialogues
 from sarlang_sft.planning.sharding import SHIPPED, Sharding, read_deepspeed
+from sarlang_sft.shard_writing import write_sharded
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes" / "configs").rglob("*.yaml"))
 QUICK = ("demo.yaml", "qwen2_5_vl_3b.yaml")
@@ -89,6 +90,14 @@ def test_rows_come_from_the_data_folder_where_there_is_one(
     assert any(name.startswith("and ") for name in plan["changes"]), "none is enough: they are added up"
     assert plan["changes"]["--tuning qlora"]["needed"] < plan["memory"]["needed"]
     assert plan["speed"]["mfu_source"] == "given"
+
+
+def test_rows_come_from_a_data_folder_on_a_store(data: Path, sample: Path, tmp_path: Path) -> None:
+    write_sharded(data, tmp_path / "shards", sample, 100_000, 0)
+    here, url = DataArguments(str(data)), f"file://{tmp_path}/shards"
+    there = DataArguments(url, shard_cache=str(tmp_path / "cache"))
+    assert find_dialogues(there).source.startswith(url)
+    assert find_dialogues(there).count == find_dialogues(here).count
 
 
 def test_flat_rows_are_planned_as_long_as_the_longest_one(

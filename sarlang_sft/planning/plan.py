@@ -107,7 +107,7 @@ class TrainingPlan:
 
     @property
     def verdict(self) -> str:
-        """`fits` only where it would also fit if the planner were wrong by as much as it was on two ranks."""
+        """`fits` only where it would also fit if the planner were wrong by as much as the tests allow."""
         if not self.fits:
             return "DOES NOT FIT"
         return "fits" if self.memory.needed * (1 + DOUBT) <= self.limit else f"MAY NOT FIT (doubt: {DOUBT:.0%})"

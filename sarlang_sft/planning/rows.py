@@ -15,6 +15,7 @@ from sarlang_sft.box_texts import write_table
 from sarlang_sft.errors import InputError
 from sarlang_sft.lengths import Lengths, measure
 from sarlang_sft.mixture import DataSource, Draw, Mixture, read_mixture
+from sarlang_sft.object_store import is_url
 from sarlang_sft.packing import Layout, find_left_out, make_trees, pack, tokens_of
 from sarlang_sft.planning.published import Architecture
 from sarlang_sft.records import write_data_folder
@@ -111,8 +112,8 @@ class RowStatistics:
 
 
 def find_dialogues(data: DataArguments) -> Dialogues:
-    """Dialogues of at most 2,000 images of the data folders; of simulated scenes for a demo; else published counts."""
-    if any((Path(source.path) / "train.parquet").is_file() for source in data.sources()):
+    """Dialogues of 2,000 images of the data, here or at a URL; of simulated ones for a demo; else published counts."""
+    if any(is_url(source.path) or (Path(source.path) / "train.parquet").is_file() for source in data.sources()):
         return _read(data.sources(), f"{data.data}")
     if data.data == data.sample_folder:
         with _simulated(data) as sources:
