@@ -40,11 +40,14 @@ def accumulation_steps(global_batch_size: int, per_device: int, given: int, rank
 
 
 def read_deepspeed(config: str | dict[str, Any]) -> dict[str, Any]:
-    """What a DeepSpeed configuration says; raises [`InputError`] if it cannot be read."""
+    """What a DeepSpeed configuration says; raises [`InputError`] if it is no JSON object."""
     try:
-        return config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
+        content = config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"deepspeed {config}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"deepspeed {config}: is no JSON object; see deepspeed_configs")
+    return content
 
 
 def check_deepspeed_batch(config: str | dict[str, Any], per_device: int, steps: int) -> None:

@@ -11,7 +11,7 @@ from sarlang_sft.arguments import DataArguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.planning.headers import planned_text
 from sarlang_sft.planning.rows import FORMS, PUBLISHED_TRAIN, find_dialogues
-from sarlang_sft.planning.sharding import SHIPPED, Sharding, read_deepspeed
+from sarlang_sft.planning.sharding import SHIPPED, Sharding, read_sharding
 from sarlang_sft.shard_writing import write_sharded
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes" / "configs").rglob("*.yaml"))
@@ -23,14 +23,14 @@ def test_deepspeed_configurations_are_read(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": "auto", "sub_group_size": 1e8}
     path.write_text(json.dumps({"zero_optimization": zero, "train_batch_size": 16}))
-    read = read_deepspeed(path, 16, 1)
+    read = read_sharding(path, 16, 1)
     assert read == Sharding("ZeRO", 3, offload_optimiser=True, sub_group=100_000_000)
     assert str(read) == "ZeRO-3, optimiser on the CPU"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_changes_are_planned_with_the_files_that_they_name(name: str) -> None:
-    assert read_deepspeed(ROOT / "deepspeed_configs" / f"{name}.json", 8, 1) == SHIPPED[name]
+    assert read_sharding(ROOT / "deepspeed_configs" / f"{name}.json", 8, 1) == SHIPPED[name]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_deepspeed_configuration_that_cannot_be_meant_is_refused(content: str,
     path = tmp_path / "zero.json"
     path.write_text(content)
     with pytest.raises(InputError, match=said):
-        read_deepspeed(path, 16, 2)
+        read_sharding(path, 16, 2)
 
 
 @pytest.mark.parametrize(

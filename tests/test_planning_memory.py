@@ -18,7 +18,7 @@ from sarlang_sft.planning.changes import try_changes
 from sarlang_sft.planning.memory import Memory, plan_memory
 from sarlang_sft.planning.model import Batch, Setup, build_planned
 from sarlang_sft.planning.published import Architecture, find_architecture
-from sarlang_sft.planning.sharding import FSDP2, Sharding, read_deepspeed
+from sarlang_sft.planning.sharding import FSDP2, Sharding, read_sharding
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.tuning import COMPONENTS, TuningArguments
 
@@ -253,7 +253,7 @@ def test_two_ranks_take_the_memory_that_was_planned(
 
     tokens = measured["tokens"]
     batch = Batch(1, tokens, measured["images"], 96, 96, tokens - 1)
-    sharding = read_deepspeed(config, 2, 1) if stage else Sharding()
+    sharding = read_sharding(config, 2, 1) if stage else Sharding()
     tuning = TuningArguments(tuning="full")
     setup = setup_of(tuning, batch, autocast=True, checkpointed=COMPONENTS, ranks=2, sharding=sharding)
     memory = plan(setup, architecture_of(tiny))

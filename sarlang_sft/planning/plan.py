@@ -14,7 +14,7 @@ from sarlang_sft.planning.memory import Memory, plan_memory
 from sarlang_sft.planning.model import Batch, Setup, build_planned
 from sarlang_sft.planning.published import Architecture
 from sarlang_sft.planning.rows import RowStatistics
-from sarlang_sft.planning.sharding import FSDP2, Sharding, read_deepspeed
+from sarlang_sft.planning.sharding import FSDP2, Sharding, read_sharding
 from sarlang_sft.planning.speed import ASSUMED_MFU, Speed, expect_speed, find_mfu
 from sarlang_sft.trainable import ComponentCount, component_table, count_components
 from sarlang_sft.tuning import COMPONENTS, TuningArguments
@@ -186,4 +186,4 @@ def _sharding(training: PlannedTrainArguments, ranks: int) -> Sharding:
         return Sharding()
     rows = training.per_device_train_batch_size
     per_step = rows * training.gradient_accumulation_steps * ranks
-    return read_deepspeed(Path(training.deepspeed_file), per_step, rows)
+    return read_sharding(Path(training.deepspeed_file), per_step, rows)

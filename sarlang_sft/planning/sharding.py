@@ -1,10 +1,9 @@
 """Who holds what: every rank everything (DDP), or cut by DeepSpeed's ZeRO or PyTorch's FSDP2."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from sarlang_sft.batch_size import read_deepspeed
 from sarlang_sft.errors import InputError
 
 
@@ -53,7 +52,7 @@ SHIPPED = {
 }
 
 
-def read_deepspeed(path: Path, rows_per_step: int, rows_per_device: int) -> Sharding:
+def read_sharding(path: Path, rows_per_step: int, rows_per_device: int) -> Sharding:
     """The parts of a DeepSpeed configuration that memory depends on; what it leaves out has DeepSpeed's defaults.
 
     Args:
@@ -62,12 +61,11 @@ def read_deepspeed(path: Path, rows_per_step: int, rows_per_device: int) -> Shar
     Raises:
         InputError: It is no such configuration, or names other batch sizes.
     """
-    try:
-        whole: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        given: dict[str, Any] = whole["zero_optimization"]
-        stage = given.get("stage", 0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"deepspeed {path}: no JSON file with a `zero_optimization`: {error}") from error
+    whole = read_deepspeed(str(path))
+    given = whole.get("zero_optimization")
+    if not isinstance(given, dict):
+        raise InputError(f"deepspeed {path}: has no `zero_optimization`")
+    stage = given.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise InputError(f"deepspeed {path}: stage {stage!r} is none of 0, 1, 2 and 3")
     for name, wanted in (("train_batch_size", rows_per_step), ("train_micro_batch_size_per_gpu", rows_per_device)):
