@@ -23,6 +23,7 @@ from sarlang_sft.adapters import lora_config
 from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.communication import Cluster, Sizes, count_sizes, exchanges, project
 from sarlang_sft.flops import PEAK_FLOPS, Work, count_flops
+from sarlang_sft.planning.published import published_config
 from sarlang_sft.trainable import choose_trainable, freeze_all_but
 from sarlang_sft.tuning import TuningArguments
 
@@ -42,7 +43,7 @@ class Scenario:
     """A training; widths are bytes per number of gathered weights and of reduced gradients."""
 
     name: str
-    shape: str
+    model: str
     tuning: str
     lora_r: int
     sharding: str
@@ -50,21 +51,21 @@ class Scenario:
     gradient_width: int
 
 
+SEVEN, SEVENTY_TWO = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct"
 # DeepSpeed exchanges bfloat16; DDP reduces gradients of adapters, which are kept in float32.
 SCENARIOS = (
-    Scenario("7B LoRA, ZeRO-2", "qwen2_5_vl_7b", "lora", 8, "zero2", 2, 2),
-    Scenario("7B full, ZeRO-3", "qwen2_5_vl_7b", "full", 8, "zero3", 2, 2),
-    Scenario("72B QLoRA, DDP", "qwen2_5_vl_72b", "qlora", 16, "ddp", 4, 4),
-    Scenario("72B full, ZeRO-3", "qwen2_5_vl_72b", "full", 8, "zero3", 2, 2),
+    Scenario("7B LoRA, ZeRO-2", SEVEN, "lora", 8, "zero2", 2, 2),
+    Scenario("7B full, ZeRO-3", SEVEN, "full", 8, "zero3", 2, 2),
+    Scenario("72B QLoRA, DDP", SEVENTY_TWO, "qlora", 16, "ddp", 4, 4),
+    Scenario("72B full, ZeRO-3", SEVENTY_TWO, "full", 8, "zero3", 2, 2),
 )
 
 
 def count(scenario: Scenario) -> tuple[Sizes, float]:
     """Parameters of the model as it trains, checkpointed, and the operations of a pass."""
     backbone = BACKBONES["qwen2_5_vl"]
-    config = setting.make_config(scenario.shape, setting.make_processor(scenario.shape, ["a b"], None))
     with torch.device("meta"):
-        model = backbone.model_class(config)
+        model = backbone.model_class(published_config(scenario.model))
     tuning = TuningArguments(tuning=scenario.tuning, lora_r=scenario.lora_r, lora_alpha=2 * scenario.lora_r)
     trainable = choose_trainable(model, backbone, tuning)
     adapters = lora_config(model, backbone, trainable, tuning)

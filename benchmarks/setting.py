@@ -50,7 +50,6 @@ QWEN_SHAPES = {
     "qwen_cpu": ((1024, 3072, 3, 16, 4, None), (256, 680, 4, 4)),
     "qwen2_5_vl_3b": ((2048, 11008, 36, 16, 2, 151936), (1280, 3420, 32, 16)),
     "qwen2_5_vl_7b": ((3584, 18944, 28, 28, 4, 152064), (1280, 3420, 32, 16)),
-    "qwen2_5_vl_72b": ((8192, 29568, 80, 64, 8, 152064), (1280, 3456, 32, 16)),
 }
 LLAVA_SHAPES = {
     "llava_cpu": ((1024, 2752, 3, 16, 16, None), (256, 1024, 4, 4)),
@@ -175,7 +174,7 @@ def make_config(shape: str, processor: ProcessorMixin) -> PretrainedConfig:
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-        tie_word_embeddings=shape in ("qwen_cpu", "qwen2_5_vl_3b"),
+        tie_word_embeddings=shape != "qwen2_5_vl_7b",
     )  # fmt: skip
 
 
