@@ -133,6 +133,12 @@ def corners(points: Sequence[float]) -> list[tuple[float, float]]:
     return list(zip(points[::2], points[1::2], strict=True))
 
 
+def upright(points: Sequence[float]) -> list[float]:
+    """`left top right bottom` of the smallest upright box around a stored one, in pixels."""
+    columns, rows = zip(*corners(points), strict=True)
+    return [min(columns), min(rows), max(columns), max(rows)]
+
+
 def _opposite_corners(points: Sequence[float]) -> list[tuple[float, float]]:
     """Two of an upright box, all four of a rotated one."""
     return corners(points)[::2] if len(points) == 4 else corners(points)

@@ -10,10 +10,11 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from sarlang_sft.boxes import PLACEHOLDER
+from sarlang_sft.boxes import PLACEHOLDER, upright
 from sarlang_sft.formats.llamafactory import row as plain_row
 from sarlang_sft.formats.rows import Row, Sample, corner_box
-from sarlang_sft.formats.words import Words, named_boxes, place_box, upright
+from sarlang_sft.formats.words import Words, named_boxes, place_box
+from sarlang_sft.language.places import cell_at
 from sarlang_sft.records import Box, Dialogue, Record, Turn
 
 TAGS = {
@@ -36,17 +37,12 @@ _BOX = re.compile(r"\{\s*<(\d+)>\s*<(\d+)>\s*<(\d+)>\s*<(\d+)>\s*\}")
 
 def _region(box: list[float], width: int, height: int) -> str:
     """The third of the image, each way, that holds the centre of `left top right bottom`."""
-    across = (box[0] + box[2]) / 2 * 3 / max(width, 1)
-    down = (box[1] + box[3]) / 2 * 3 / max(height, 1)
-    words = [
-        "top" if down < 1 else "bottom" if down >= 2 else "",
-        "left" if across < 1 else "right" if across >= 2 else "",
-    ]
-    return " ".join(filter(None, words)) or "center"
+    across, down = (box[0] + box[2]) / 2 / max(width, 1), (box[1] + box[3]) / 2 / max(height, 1)
+    return cell_at(across, down, border=0)
 
 
 def _write(text: str, record: Record, answer: bool) -> str:
-    boxes = iter(upright(box) for box in named_boxes(text, record))
+    boxes = iter(upright(box.points) for box in named_boxes(text, record))
 
     def put(_: re.Match[str]) -> str:
         box = next(boxes)

@@ -4,10 +4,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from sarlang_sft.boxes import PLACEHOLDER
+from sarlang_sft.boxes import PLACEHOLDER, upright
 from sarlang_sft.formats.llamafactory import row as plain_row
 from sarlang_sft.formats.rows import BadRow, Row, Sample, corner_box
-from sarlang_sft.formats.words import Words, named_boxes, place_box, upright
+from sarlang_sft.formats.words import Words, named_boxes, place_box
 from sarlang_sft.records import Box, Dialogue, Record, Turn
 
 SEPARATOR = ""
@@ -47,7 +47,7 @@ def row(sample: Sample, dialogue: Dialogue, turns: list[Turn]) -> dict[str, Any]
     if not sample.boxes_in_split:
         return plain_row(sample, dialogue, turns)
     texts = "".join(turn.question + turn.answer for turn in dialogue.turns)
-    named = [upright(box) for box in named_boxes(texts, sample.record)]
+    named = [upright(box.points) for box in named_boxes(texts, sample.record)]
     return plain_row(sample, dialogue, turns) | {"objects": {"bbox": named or [UNNAMED]}}
 
 

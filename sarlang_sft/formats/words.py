@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sarlang_sft.boxes import PIXELS, PLACEHOLDER, Frame, corners, write_boxes
+from sarlang_sft.boxes import PIXELS, PLACEHOLDER, Frame, upright, write_boxes
 from sarlang_sft.formats.rows import IMAGE, Row
 from sarlang_sft.records import Box, Record, Turn
 
@@ -61,16 +61,10 @@ def named_boxes(text: str, record: Record) -> list[Box]:
     return [record.boxes[number] for number in numbers]
 
 
-def upright(box: Box) -> list[float]:
-    """`left top right bottom` of the smallest upright box around `box`, in pixels."""
-    columns, rows = zip(*corners(box.points), strict=True)
-    return [min(columns), min(rows), max(columns), max(rows)]
-
-
 def place_box(box: Box, boxes: list[Box]) -> str:
     """`<box:i>` for a box, which is appended to `boxes` unless one of them has its corners to half a pixel."""
     for number, known in enumerate(boxes):
-        apart = [abs(one - other) for one, other in zip(upright(box), upright(known), strict=True)]
+        apart = [abs(one - other) for one, other in zip(upright(box.points), upright(known.points), strict=True)]
         if max(apart) <= 0.5 and box.label in ("", known.label):
             return f"<box:{number}>"
     boxes.append(box)
