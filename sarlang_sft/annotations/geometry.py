@@ -33,7 +33,8 @@ def as_upright(points: Points) -> Points:
 def fit_box(points: Points, width: int, height: int) -> tuple[Points, bool] | str:
     """A box that fits an image of this size in pixels, and whether more than a rounding was cut off; or why none does.
 
-    Upright boxes are cut off at the image's borders. Rotated ones keep their corners, which may lie outside.
+    Upright boxes are cut off at the image's borders. Rotated ones keep their corners, which may lie outside by no more
+    than the image's longer side.
     """
     if not all(map(math.isfinite, points)):
         return "box not finite"
@@ -61,8 +62,11 @@ def _fit_rotated(points: Points, width: int, height: int) -> tuple[Points, bool]
     x, y = (math.fsum(value / 4 for value in values) for values in zip(*places, strict=True))
     if not (0 <= x <= width and 0 <= y <= height):
         return "centre of the box outside the image"
+    reach = max(width, height)
+    if not all(-reach <= x <= width + reach and -reach <= y <= height + reach for x, y in places):
+        return "corner far outside the image"
     area = abs(sum(_turn((0.0, 0.0), places[place - 1], places[place]) for place in range(4))) / 2
-    if not math.isfinite(area) or area <= 0:
+    if area <= 0:
         return "box without area"
     if _cross(*places) or _cross(*places[1:], places[0]):
         return "box whose sides cross"
