@@ -104,7 +104,7 @@ def decode_mask(path: Path) -> np.ndarray:
         raise _BadMaskError("mask unreadable") from error
     if mask.dtype.kind not in "biu":
         raise _BadMaskError("mask not of whole numbers")
-    return mask.astype(np.int64)
+    return mask.astype(np.uint8) if mask.dtype.kind == "b" else mask
 
 
 def _band_of_tiff(path: Path) -> np.ndarray:

@@ -111,7 +111,10 @@ def read_annotations(
     for source in given:
         paths = _paths(source, origin.suffixes)
         if not paths:
-            raise InputError(f"--annotations {source.given}: no {' or '.join(origin.suffixes)} file below it")
+            raise InputError(
+                f"--annotations {source.given}: no {' or '.join(origin.suffixes)} file there, as --format {format} has "
+                "them; give the folder that holds them, or another format"
+            )
         inputs[os.path.relpath(source.path, common)] = _hash(source.path, paths)
         files.extend(_source_file(path, source, common, origin.holds_sets, split) for path in paths)
     reading = origin.read(files, options or AnnotationOptions())

@@ -11,7 +11,8 @@ from sarlang_sft.annotations.model import AnnotationOptions, MarkedBox, MarkedIm
 from sarlang_sft.class_folders import SPLIT_NAMES
 
 _UPRIGHT, _CORNERS = 5, 9  # columns
-_BEYOND = 0.01  # by which fractions may leave 0 to 1
+_BEYOND = 0.01  # by which centres and sizes may leave 0 to 1
+_CORNER_BEYOND = 1.0  # by which corners may, since rotated boxes reach out of their image; pixels are larger
 
 
 def looks_like_yolo(path: Path) -> bool:
@@ -59,7 +60,8 @@ def _read_line(row: int, words: list[str], names: dict[int, str]) -> MarkedBox:
     label = names.get(number, "")
     if len(numbers) != _UPRIGHT and (len(numbers) < _CORNERS or len(numbers) % 2 == 0):
         return MarkedBox(row, label, None, "wrong columns")
-    if not all(-_BEYOND <= value <= 1 + _BEYOND for value in fractions):
+    beyond = _BEYOND if len(numbers) == _UPRIGHT else _CORNER_BEYOND
+    if not all(-beyond <= value <= 1 + beyond for value in fractions):
         return MarkedBox(row, label, None, "not in fractions")
     return MarkedBox(row, label, _points(fractions), None if number in names else "unknown class number")
 
