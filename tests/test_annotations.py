@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -357,6 +358,8 @@ def test_every_bad_voc_object_or_file_costs_itself(tmp_path: Path, images: Path)
     (folder / "f.xml").write_text(f'<?xml version="1.0" encoding="utf-16"?>{entities}', encoding="utf-16")
     write(folder / "g.xml", '<?xml version="1.0" encoding="nonsense"?><annotation/>')
     write(folder / "h.xml", "")
+    (folder / "i.xml").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "j.xml")
     (labelled, background), problems, annotations = read(folder, images=images)
     assert boxes_of(labelled) == [("ship", [0, 0, 10, 20]), ("ship", [20, 0, 10, 20]), ("car", [4, 4, 1, 1])]
     assert labelled.unsure == {"", "ship"} and annotations.classes == ["car", "ship"]
@@ -367,6 +370,7 @@ def test_every_bad_voc_object_or_file_costs_itself(tmp_path: Path, images: Path)
         "class without a name": 1,
         "no box": 1,
         "box not of finite numbers": 2,
+        "annotation file unreadable": 1,
         "broken XML": 3,
         "XML without an annotation": 1,
         "XML that declares entities": 2,

@@ -112,8 +112,8 @@ def read_annotations(
         paths = _paths(source, origin.suffixes)
         if not paths:
             raise InputError(
-                f"--annotations {source.given}: no {' or '.join(origin.suffixes)} file there, as --format {format} has "
-                "them; give the folder that holds them, or another format"
+                f"--annotations {source.given}: no {' or '.join(origin.suffixes)} file there, as --format {format} "
+                "has them; give the folder that holds them, or another format"
             )
         inputs[os.path.relpath(source.path, common)] = _hash(source.path, paths)
         files.extend(_source_file(path, source, common, origin.holds_sets, split) for path in paths)
@@ -137,14 +137,14 @@ def _parse_source(text: str) -> _Source:
 
 
 def _paths(source: _Source, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of a source, sorted; hidden ones are none."""
+    """The files of a source, sorted; hidden ones are none. A link to nothing is one, which costs its image."""
     if source.path.is_file():
         return [source.path] if source.path.suffix.lower() in suffixes else []
     found = []
     for folder, subfolders, names in os.walk(source.path):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         found += [Path(folder, name) for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
-    return sorted(found)
+    return sorted(path for path in found if path.is_file() or not path.exists())  # the rest are pipes and devices
 
 
 def _source_file(path: Path, source: _Source, common: Path, holds_sets: bool, split: str) -> SourceFile:
