@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -83,6 +84,12 @@ def convert_folders(
     if "val" not in splits.values():
         table = carve_val(table, val_fraction)
     return table, rejections, {".": listing.hexdigest()}
+
+
+def split_of(file: str) -> str | None:
+    """The split that a file's name, or else its folders, state."""
+    words = [word for word in re.split(r"[^a-z]+", file.lower()) if word in SPLIT_NAMES]
+    return SPLIT_NAMES[words[-1]] if words else None
 
 
 def _folders(root: Path) -> list[Path]:

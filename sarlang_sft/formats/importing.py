@@ -10,7 +10,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from sarlang_sft.boxes import PLACEHOLDER
-from sarlang_sft.class_folders import SPLIT_NAMES
+from sarlang_sft.class_folders import split_of
 from sarlang_sft.errors import InputError
 from sarlang_sft.formats.exporting import MANIFEST
 from sarlang_sft.formats.rows import BadRow, Row, read_own
@@ -100,7 +100,7 @@ def import_rows(
     left_out: Counter = Counter()
     stated = False
     for file, path in files.items():
-        of_file = _split_of(file)
+        of_file = split_of(file)
         stated |= of_file == "val"
         for row in tqdm(origin.read(path, image_root), desc=file, unit=" rows"):
             try:
@@ -144,12 +144,6 @@ def _find_files(source: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not files:
         raise InputError(f"--source {source}: no {' or '.join(suffixes)} file below it")
     return files
-
-
-def _split_of(file: str) -> str | None:
-    """The split that a file's name, or else its folders, state."""
-    words = [word for word in re.split(r"[^a-z]+", file.lower()) if word in SPLIT_NAMES]
-    return SPLIT_NAMES[words[-1]] if words else None
 
 
 def _own_record(row: Row, images: ImageFolder, split: str | None) -> tuple[Record, Dialogue]:

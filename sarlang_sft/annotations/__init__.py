@@ -1,0 +1,1 @@
+"""Boxes and masks that detection and segmentation sets come with, read and cleaned: what texts are built from."""
