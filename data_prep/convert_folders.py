@@ -2,7 +2,8 @@
 
     python data_prep/convert_folders.py --root MSTAR --out data/mstar --source MSTAR
 
-Every image gets four dialogues: its class, a yes and a no question (balanced), and a general caption.
+Every image gets its class as a question, a yes and a no question (balanced), and captions of the families General and
+Complex: the class, and what it is a kind of where the wording says so (docs/text_from_boxes.md).
 """
 
 from dataclasses import dataclass, field
@@ -11,9 +12,8 @@ from pathlib import Path
 from sarlang_sft.class_folders import convert_folders
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
+from sarlang_sft.language.wording import read_wording
 from sarlang_sft.records import DATA_FOLDER, print_manifest, write_data_folder
-from sarlang_sft.sarlang import VQA_PROMPT, check_prompts
-from sarlang_sft.sarlang_texts import CAPTION_PROMPT
 from sarlang_sft.whole_output import check_replaceable
 
 
@@ -23,20 +23,22 @@ class FolderArguments:
     out: str = field(metadata={"help": "Data folder to write."})
     source: str = field(default="folders", metadata={"help": "Name of the data set, kept in every record."})
     val_fraction: float = field(default=0.02, metadata={"help": "Part of train that becomes val if there is no val/."})
-    caption_prompt: str = field(default=CAPTION_PROMPT, metadata={"help": "Prompt of the captions."})
-    vqa_prompt: str = field(default=VQA_PROMPT, metadata={"help": "Prompt of questions; must hold {question}."})
-    seed: int = field(default=0, metadata={"help": "Draws the classes of the no questions."})
+    wording: str = field(default="en", metadata={"help": "Words of the texts: a built-in wording, or a file."})
+    captions: int = field(default=5, metadata={"help": "Captions of an image, as far as the wording has so many."})
+    seed: int = field(default=0, metadata={"help": "Draws forms and the classes of the no questions."})
 
 
 def main() -> None:
     (args,) = parse_arguments([FolderArguments], __doc__)
-    check_prompts(vqa=args.vqa_prompt, caption=args.caption_prompt)
+    wording = read_wording(args.wording)
     root = Path(args.root)
     check_replaceable(Path(args.out), DATA_FOLDER)
     records, rejections, inputs = convert_folders(
-        root, args.source, args.val_fraction, args.caption_prompt, args.vqa_prompt, args.seed
+        root, args.source, args.val_fraction, wording, args.captions, args.seed
     )
-    manifest = write_data_folder(Path(args.out), records, rejections, root, inputs)
+    facts = {"wording": {"name": wording.name, "hash": wording.hash}}
+    files = {"wording.yaml": wording.dump()}
+    manifest = write_data_folder(Path(args.out), records, rejections, root, inputs, facts, files)
     print_manifest(manifest)
     print(f"Data folder: {args.out}")
 

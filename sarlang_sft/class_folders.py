@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,34 +10,31 @@ from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import IMAGE_SUFFIXES, header_size
+from sarlang_sft.language.captions import chip_captions
+from sarlang_sft.language.dialogues import Said
+from sarlang_sft.language.things import Thing, name_things
+from sarlang_sft.language.wording import Wording
 from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val, to_table
+from sarlang_sft.splits import SPLIT_NAMES
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-CLASSIFICATION = "What is the category of the target in the image?"
-DIALOGUES_PER_IMAGE = 4
+FOLDERS = "folders"  # subset
 
 
 def convert_folders(
-    root: Path, source: str, val_fraction: float, caption_prompt: str, vqa_prompt: str, seed: int
+    root: Path, source: str, val_fraction: float, wording: Wording, captions: int, seed: int
 ) -> tuple[pa.Table, list[Rejection], dict[str, str]]:
-    """Four dialogues per image, at any depth: its class, a yes and a no question, and a general caption.
+    """Dialogues of every image, at any depth: its class, a yes and a no question, and captions.
 
-    The class asked for by the no question is drawn by `seed` and the image's path. Folder names are the class names,
-    as they are. `val` is carved from `train` where there is no folder for it.
+    The class asked for by the no question, and the forms, are drawn by `seed` and the image's path. Folder names are
+    the class names. Captions say the class, and what it is a kind of where the wording knows; an image is taken to
+    show one object. `val` is carved from `train` where there is no folder for it.
 
     Args:
         root: Holds one folder per split (train, val, test, in any case), each with one folder per class.
-        vqa_prompt: Holds `{question}`.
+        captions: Of an image, as far as the wording has so many.
 
     Raises:
-        InputError: There is no split folder, or fewer than two classes.
+        InputError: There is no split folder, fewer than two classes, or texts could not tell two of them apart.
 
     Returns:
         Records as a table, the rejections of every file that is in none of them, and one hash of all file names and
@@ -49,8 +46,10 @@ def convert_folders(
     if not splits:
         raise InputError(f"--root {root}: no folder named train, val or test in it")
     classes = sorted({path.name for split in splits for path in _folders(split)})
-    if len(classes) < 2:
+    things = name_things(classes, wording)
+    if len({*things.values()}) < 2:
         raise InputError(f"--root {root}: needs at least two class folders in its splits, found {classes}")
+    most = len(list(_say(things[classes[0]], things, captions, wording, random.Random(seed))))
     records: list[Record] = []
     rejections: list[Rejection] = []
     files = [(split, path) for split in splits for path in sorted(split.rglob("*")) if not path.is_dir()]
@@ -65,19 +64,13 @@ def convert_folders(
         else:
             size = header_size(root, relative)
         if isinstance(size, str):
-            rejections += [Rejection(relative, row, relative, size) for row in range(1, DIALOGUES_PER_IMAGE + 1)]
+            rejections += [Rejection(relative, row, relative, size) for row in range(1, most + 1)]
             continue
         label = path.relative_to(split).parts[0]
-        other = random.Random(f"{seed}/{relative}").choice([name for name in classes if name != label])
-        asked = [
-            ("classification", vqa_prompt.replace("{question}", CLASSIFICATION), f"{label}."),
-            ("identification", vqa_prompt.replace("{question}", f"Is there a {label} in the image?"), "Yes."),
-            ("identification", vqa_prompt.replace("{question}", f"Is there a {other} in the image?"), "No."),
-            ("description", caption_prompt, f"A SAR image of a {label}."),
-        ]
+        said = _say(things[label], things, captions, wording, random.Random(f"{seed}/{relative}"))
         dialogues = [
-            Dialogue(f"{relative}:{row}", "folders", task, [Turn(question, answer)])
-            for row, (task, question, answer) in enumerate(asked, 1)
+            Dialogue(f"{relative}:{row}", one.subset, one.task, list(one.turns), one.style)
+            for row, one in enumerate(said, 1)
         ]
         records.append(Record([relative], *size, source, splits[split], dialogues=dialogues))
     table = to_table(records)
@@ -86,10 +79,21 @@ def convert_folders(
     return table, rejections, {".": listing.hexdigest()}
 
 
-def split_of(file: str) -> str | None:
-    """The split that a file's name, or else its folders, state."""
-    words = [word for word in re.split(r"[^a-z]+", file.lower()) if word in SPLIT_NAMES]
-    return SPLIT_NAMES[words[-1]] if words else None
+def _say(
+    thing: Thing, things: Mapping[str, Thing], captions: int, wording: Wording, rng: random.Random
+) -> Iterator[Said]:
+    """All that is said of an image of one object."""
+    other = rng.choice([one for one in dict.fromkeys(things.values()) if one is not thing])
+    answers = wording.parts
+    asked = [
+        ("classification", "chips.category", thing, answers["answers.class"].fill(thing.forms())),
+        ("identification", "questions.identification", thing, answers["answers.yes"].fill({})),
+        ("identification", "questions.identification", other, answers["answers.no"].fill({})),
+    ]
+    for task, form, meant, answer in asked:
+        question = wording.ask(rng.choice(wording.sets[form]).fill(meant.forms()))
+        yield Said(FOLDERS, task, None, (Turn(question, answer),))
+    yield from chip_captions(thing, captions, FOLDERS, wording, rng)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,9 +1,10 @@
 """Boxes and scene facts to questions, answers and captions, in the forms that SARLANG-1M publishes."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import numpy as np
 
+from sarlang_sft.language.places import most, region_of
 from sarlang_sft.records import Box, Turn
 from sarlang_sft.scenes import CLASSES, Scene
 
@@ -18,26 +19,9 @@ def plural(label: str) -> str:
     return label + "s"
 
 
-def region_of(box: Box, width: int, height: int) -> str:
-    """`center` if the box centre lies in the middle third both ways, else the side it is furthest towards.
-
-    Args:
-        box: Unrotated, `x y w h` in pixels.
-        width, height: Of the image, in pixels.
-    """
-    x, y, w, h = box.points
-    dx, dy = (x + w / 2) / width - 0.5, (y + h / 2) / height - 0.5
-    if max(abs(dx), abs(dy)) < 1 / 6:
-        return "center"
-    if abs(dx) > abs(dy):
-        return "left" if dx < 0 else "right"
-    return "top" if dy < 0 else "bottom"
-
-
 def where_most(boxes: list[Box], width: int, height: int) -> str | None:
     """The region that holds more than half of the boxes, or None."""
-    region, count = Counter(region_of(box, width, height) for box in boxes).most_common(1)[0]
-    return region if 2 * count > len(boxes) else None
+    return most([region_of(box.points, width, height, border=0) for box in boxes])
 
 
 def box_questions(boxes: list[Box], width: int, height: int, rng: np.random.Generator) -> list[TaskTurn]:

@@ -27,13 +27,12 @@ from sarlang_sft.backbones import BACKBONES
 from sarlang_sft.class_folders import convert_folders
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_checks import examine_image, examine_images
+from sarlang_sft.language.wording import read_wording
 from sarlang_sft.records import (
     Record,
     to_table,
     write_data_folder,
 )
-from sarlang_sft.sarlang import VQA_PROMPT
-from sarlang_sft.sarlang_texts import CAPTION_PROMPT
 from sarlang_sft.text_checks import SPECIAL_TOKENS
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -196,7 +195,7 @@ def test_real_mstar_is_clean(real_data: Path, tmp_path: Path) -> None:
             for path in sorted((real_data / "mstar10" / split / label).iterdir())[:6]:
                 shutil.copy(path, tmp_path / "chips" / split / label)
     root = tmp_path / "chips"
-    records, rejections, inputs = convert_folders(root, "MSTAR", 0.1, CAPTION_PROMPT, VQA_PROMPT, 0)
+    records, rejections, inputs = convert_folders(root, "MSTAR", 0.1, read_wording(), 5, 0)
     write_data_folder(tmp_path / "data", records, rejections, root, inputs)
     sight = choose_sight(str(real_data / "qwen2_5_vl_7b"), None, None)
     assert findings_of(tmp_path / "data") == findings_of(tmp_path / "data", sight) == []

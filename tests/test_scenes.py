@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import run_script
 
-from sarlang_sft.questions import box_questions, region_of, where_most
+from sarlang_sft.language.places import region_of
+from sarlang_sft.questions import box_questions, where_most
 from sarlang_sft.records import Box, read_records
 from sarlang_sft.sample import write_sample
 from sarlang_sft.scenes import CLASSES, SURFACE_CODES, Scene, make_scene, render_optical, render_sar
@@ -116,7 +117,9 @@ def test_answers_are_true_of_the_boxes() -> None:
             elif task == "classification":
                 assert set(turn.answer.rstrip(".").split(", ")) == {name for name in CLASSES if counts[name]}
             elif task == "positioning":
-                regions = [region_of(box, scene.size, scene.size) for box in scene.boxes if box.label == label]
+                regions = [
+                    region_of(box.points, scene.size, scene.size, 0) for box in scene.boxes if box.label == label
+                ]
                 assert 2 * regions.count(turn.answer.rstrip(".")) > len(regions)
 
 
@@ -124,7 +127,7 @@ def test_positions_without_a_majority_are_not_asked() -> None:
     corners = [Box("car", [0, 45, 10, 10]), Box("car", [90, 45, 10, 10])]
     assert where_most(corners, 100, 100) is None
     assert where_most([*corners, Box("car", [0, 50, 10, 10])], 100, 100) == "left"
-    assert [region_of(Box("car", [x, y, 10, 10]), 100, 100) for x, y in ((45, 0), (45, 45), (45, 90))] == [
+    assert [region_of([x, y, 10, 10], 100, 100) for x, y in ((45, 0), (45, 45), (45, 90))] == [
         "top",
         "center",
         "bottom",

@@ -14,9 +14,9 @@ from sarlang_sft.annotations.masks import MASK_SUFFIXES, read_class_masks, read_
 from sarlang_sft.annotations.model import AnnotationOptions, MarkedImage, Problem, Reader, SourceFile
 from sarlang_sft.annotations.voc import looks_like_voc, read_voc
 from sarlang_sft.annotations.yolo import looks_like_yolo, read_yolo
-from sarlang_sft.class_folders import SPLIT_NAMES, split_of
 from sarlang_sft.errors import InputError, nearest
 from sarlang_sft.records import SPLITS, file_hash
+from sarlang_sft.splits import SPLIT_NAMES, split_of
 
 AUTO = "auto"
 _PROBED = 20  # files of a source that are looked at to tell its format

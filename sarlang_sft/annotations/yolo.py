@@ -8,7 +8,7 @@ from tqdm import tqdm
 from sarlang_sft.annotations.class_lists import find_class_list
 from sarlang_sft.annotations.label_lines import NOT_LABELS, empty_image, first_words, read_lines, read_numbers
 from sarlang_sft.annotations.model import AnnotationOptions, MarkedBox, MarkedImage, Reading, SourceFile
-from sarlang_sft.class_folders import SPLIT_NAMES
+from sarlang_sft.splits import SPLIT_NAMES
 
 _UPRIGHT, _CORNERS = 5, 9  # columns
 _BEYOND = 0.01  # by which centres and sizes may leave 0 to 1

@@ -10,7 +10,6 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from sarlang_sft.boxes import PLACEHOLDER
-from sarlang_sft.class_folders import split_of
 from sarlang_sft.errors import InputError
 from sarlang_sft.formats.exporting import MANIFEST
 from sarlang_sft.formats.rows import BadRow, Row, read_own
@@ -30,6 +29,7 @@ from sarlang_sft.records import (
     write_data_folder,
 )
 from sarlang_sft.sarlang import RESOLUTION_M, SPECIAL_TOKEN, source_of, style_of, task_of
+from sarlang_sft.splits import split_of
 from sarlang_sft.whole_output import check_replaceable, whole_folder
 
 NOT_ROWS = ("dataset_info.json", MANIFEST)

@@ -18,7 +18,7 @@ def centre(points: Sequence[float]) -> tuple[float, float]:
     return sum(points[::2]) / 4, sum(points[1::2]) / 4
 
 
-def region_of(points: Sequence[float], width: int, height: int) -> str | None:
+def region_of(points: Sequence[float], width: int, height: int, border: float = BORDER) -> str | None:
     """`center` if the centre lies in the middle third both ways, else the side it is furthest towards (`REGIONS`).
 
     None where it lies on the border of two regions.
@@ -26,15 +26,16 @@ def region_of(points: Sequence[float], width: int, height: int) -> str | None:
     Args:
         points: Of a box in pixels.
         width, height: Of the image in pixels.
+        border: Parts of a side; with 0 every centre has a region, on a diagonal the top or the bottom.
     """
     x, y = centre(points)
     dx, dy = x / width - 0.5, y / height - 0.5
     far = max(abs(dx), abs(dy))
-    if abs(far - 1 / 6) < BORDER:
+    if abs(far - 1 / 6) < border:
         return None
     if far < 1 / 6:
         return "center"
-    if abs(abs(dx) - abs(dy)) < BORDER:
+    if abs(abs(dx) - abs(dy)) < border:
         return None
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"

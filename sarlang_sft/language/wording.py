@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sarlang_sft.errors import InputError, nearest
+from sarlang_sft.sarlang import SPECIAL_TOKEN
 from sarlang_sft.yaml_files import read_mapping
 
 BUILT_IN = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
@@ -24,6 +25,7 @@ CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left
 RELATIONS = ("above", "below", "left", "right")
 FORMS = ("many", "a", "is_a", "also", "say")
 _SLOT = re.compile(r"\{([^{}]*)\}")
+_OWN_TOKEN = re.compile(rf"{SPECIAL_TOKEN.pattern}|<box:")
 
 _CLASS = frozenset({"class", "a_class", "classes"})
 
@@ -57,10 +59,12 @@ SETS: dict[str, Slots] = {
     "grounding.name_box": _slots("box"),
     "grounding.verify_box": _slots("box", "class|a_class"),
     **{f"prompts.{family}": _slots() for family in CAPTION_FAMILIES},
+    "prompts.kind": _slots(),
     "captions.general": _slots("kinds"),
     "captions.complex": _slots("groups"),
     "captions.absolute_region": _slots("placed|group", also="place is|are"),
     "captions.relative_region": _slots("group", "place", "relation", "the_group", also="is|are"),
+    "chips.category": _slots(),
     "chips.general": _slots("class|a_class", also="kind a_kind"),
     "chips.complex": _slots("class|a_class", "kind|a_kind"),
 }
@@ -159,8 +163,13 @@ def read_wording(name: str = DEFAULT) -> Wording:
     problem = next(content_problems(content), None)
     if problem is not None:
         raise InputError(f"--wording {name}: {problem}")
+    return make_wording(Path(name).stem, content)
+
+
+def make_wording(name: str, content: Mapping[str, Any]) -> Wording:
+    """A wording from merged content without problems."""
     return Wording(
-        name=Path(name).stem,
+        name=name,
         content=content,
         grammar=content["grammar"],
         sets={key: tuple(map(parse_template, _at(content, key))) for key in SETS},
@@ -281,6 +290,8 @@ def _slot_problems(key: str, template: str, slots: Slots) -> Iterator[str]:
             yield f"`{key}`: {template!r} lacks {' or '.join(f'{{{name}}}' for name in sorted(group))}"
     if "{" in (rest := _SLOT.sub("", template)) or "}" in rest:
         yield f"`{key}`: {template!r} has a brace that is not closed"
+    if _OWN_TOKEN.search(template):
+        yield f"`{key}`: {template!r} holds a token that chat templates write, or a box by number"
     if key == "captions.absolute_region" and ("group" in kinds) != ("place" in kinds):
         yield f"`{key}`: {template!r} needs {{placed}}, or {{group}} and {{place}}"
     if len({*found}) < len(found):

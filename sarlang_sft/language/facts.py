@@ -1,0 +1,92 @@
+"""What is true of the boxes of one image, as far as texts speak of it."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from sarlang_sft.boxes import upright
+from sarlang_sft.language.places import cell_of, most, overlap_of, region_of
+from sarlang_sft.language.things import Thing
+from sarlang_sft.records import Box
+
+SAME_PLACE = 0.5  # overlap from which on a box does not tell which of two objects is meant
+
+
+@dataclass(frozen=True)
+class Group:
+    """All objects of one class in an image.
+
+    Attributes:
+        numbers: Of their boxes in the record.
+        region: Where more than half of them are (`REGIONS`), or None.
+        cells: Numbers of boxes by part of the image (`CELLS`); empty where a centre lies on a border.
+        sure: There are no others of this class: what is said of all of them is true.
+    """
+
+    thing: Thing
+    numbers: tuple[int, ...]
+    region: str | None
+    cells: Mapping[str, tuple[int, ...]]
+    sure: bool
+
+    @property
+    def one(self) -> bool:
+        return len(self.numbers) == 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The boxes of an image and their groups.
+
+    Attributes:
+        boxes: Of the record; labels are classes of the set.
+        things: The class of each box.
+        groups: In the order of the set's classes.
+        complete: No class is there but those of the groups.
+    """
+
+    boxes: Sequence[Box]
+    things: Sequence[Thing]
+    groups: tuple[Group, ...]
+    complete: bool
+
+    def is_plain(self, number: int) -> bool:
+        """Whether a box marks one object: no box of another class lies in its place."""
+        if len(self.groups) < 2:
+            return True
+        own, extent = self.things[number], upright(self.boxes[number].points)
+        return all(
+            thing is own or overlap_of(extent, upright(box.points)) < SAME_PLACE
+            for thing, box in zip(self.things, self.boxes, strict=True)
+        )
+
+
+def facts_of(boxes: Sequence[Box], width: int, height: int, unsure: Set[str], things: Mapping[str, Thing]) -> Facts:
+    """The facts of one image.
+
+    Args:
+        boxes: Clean ones, with labels that `things` has.
+        width, height: Of the image in pixels.
+        unsure: Labels of which there are objects without a box here; "" among them: of no known class.
+        things: By label, in the order of the set's classes.
+    """
+    of_boxes = [things[box.label] for box in boxes]
+    numbers: dict[Thing, list[int]] = defaultdict(list)
+    for number, thing in enumerate(of_boxes):
+        numbers[thing].append(number)
+    doubtful = {things.get(label) for label in unsure}
+    present = numbers if len(numbers) < 2 else [thing for thing in dict.fromkeys(things.values()) if thing in numbers]
+    groups = [_group(thing, numbers[thing], boxes, width, height, thing not in doubtful) for thing in present]
+    return Facts(boxes, of_boxes, tuple(groups), complete=doubtful <= numbers.keys())
+
+
+def _group(thing: Thing, numbers: Sequence[int], boxes: Sequence[Box], width: int, height: int, sure: bool) -> Group:
+    cells: dict[str, tuple[int, ...]] = {}
+    for number in numbers:
+        cell = cell_of(boxes[number].points, width, height)
+        if cell is None:
+            cells = {}
+            break
+        cells[cell] = (*cells.get(cell, ()), number)
+    regions = [region_of(boxes[number].points, width, height) for number in numbers]
+    return Group(thing, tuple(numbers), most(regions), cells, sure)
