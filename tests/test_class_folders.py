@@ -1,7 +1,7 @@
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from conftest import run_script
 from PIL import Image
 
 from sarlang_sft.language.wording import read_wording
@@ -20,7 +20,7 @@ def make_folders(root: Path) -> Path:
     return root
 
 
-def test_every_image_gives_a_class_a_yes_a_no_and_five_captions(tmp_path: Path) -> None:
+def test_every_image_gives_a_class_a_yes_a_no_and_five_captions(run: Callable[..., str], tmp_path: Path) -> None:
     root = make_folders(tmp_path / "chips")
     (root / "Train/T72/notes.txt").write_text("no picture")
     (root / "Train/T72/torn.png").write_bytes(b"\x89PNG")
@@ -28,9 +28,7 @@ def test_every_image_gives_a_class_a_yes_a_no_and_five_captions(tmp_path: Path) 
     Image.new("L", (900, 3)).save(root / "Train/T72/line.png")
     (root / "Train/T72/deeper").mkdir()
     (root / "Train/T72/a.png").rename(root / "Train/T72/deeper/a.png")
-    output = run_script(
-        "data_prep/convert_folders.py", "--root", root, "--out", tmp_path / "data", "--source", "chips"
-    )
+    output = run("data_prep/convert_folders.py", "--root", root, "--out", tmp_path / "data", "--source", "chips")
     manifest = read_manifest(tmp_path / "data")
     assert manifest["rejected"] == {
         "not an image file": 8,
@@ -57,30 +55,32 @@ def test_every_image_gives_a_class_a_yes_a_no_and_five_captions(tmp_path: Path) 
     assert read_wording(str(tmp_path / "data/wording.yaml")).content == read_wording().content
 
 
-def test_classes_without_a_kind_get_general_captions_and_their_number_is_a_choice(tmp_path: Path) -> None:
+def test_classes_without_a_kind_get_general_captions_and_their_number_is_a_choice(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
     for label in ("iceberg", "oil_rig"):
         (tmp_path / "root/train" / label).mkdir(parents=True)
         Image.new("L", (40, 30), 90).save(tmp_path / "root/train" / label / "a.png")
     words = ["--root", tmp_path / "root", "--out", tmp_path / "data", "--val_fraction", 0]
-    run_script("data_prep/convert_folders.py", *words)
+    run("data_prep/convert_folders.py", *words)
     first, second = read_records(tmp_path / "data", "train")
     for record, name, article in ((first, "iceberg", "an iceberg"), (second, "oil rig", "an oil rig")):
         captions = [one for one in record.dialogues if one.task == "description"]
         assert len(captions) == 5 and {one.style for one in captions} == {"general"}
         assert all(article in one.turns[0].answer.lower() for one in captions)
         assert record.dialogues[0].turns[0].answer == f"{name}."
-    run_script("data_prep/convert_folders.py", *words, "--captions", 1)
+    run("data_prep/convert_folders.py", *words, "--captions", 1)
     assert [len(record.dialogues) for record in read_records(tmp_path / "data", "train")] == [4, 4]
 
 
-def test_real_mstar_comes_in_whole(real_data: Path, tmp_path: Path) -> None:
-    run_script("data_prep/convert_folders.py", "--root", real_data / "mstar10", "--out", tmp_path / "data")
+def test_real_mstar_comes_in_whole(run: Callable[..., str], real_data: Path, tmp_path: Path) -> None:
+    run("data_prep/convert_folders.py", "--root", real_data / "mstar10", "--out", tmp_path / "data")
     manifest = read_manifest(tmp_path / "data")
     assert manifest["accepted"] == manifest["read"] == 8 * 5171
     assert len(list(read_records(tmp_path / "data", "test"))) == 2425
 
 
-def test_a_root_without_splits_is_refused(tmp_path: Path) -> None:
+def test_a_root_without_splits_is_refused(run: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "T72").mkdir()
-    output = run_script("data_prep/convert_folders.py", "--root", tmp_path, "--out", tmp_path / "data", code=2)
+    output = run("data_prep/convert_folders.py", "--root", tmp_path, "--out", tmp_path / "data", code=2)
     assert "no folder named train, val or test" in output

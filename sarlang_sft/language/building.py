@@ -16,11 +16,12 @@ from sarlang_sft.annotations.model import LabelledImage
 from sarlang_sft.errors import InputError
 from sarlang_sft.language.balance import choose_identifications, choose_named_boxes
 from sarlang_sft.language.captions import box_captions
-from sarlang_sft.language.checking import check_dialogue, look_at
+from sarlang_sft.language.checking import check_dialogue
 from sarlang_sft.language.dialogues import Said, YesNo, grounding, vqa
 from sarlang_sft.language.facts import facts_of
 from sarlang_sft.language.reading import Reader, make_reader
 from sarlang_sft.language.things import name_things
+from sarlang_sft.language.truth import look_at
 from sarlang_sft.language.wording import Wording, make_wording
 from sarlang_sft.processes import in_processes
 from sarlang_sft.records import SCHEMA, Box, Rejection
@@ -109,6 +110,7 @@ def build_texts(
     tasks = map(Task, images, identifications, named, verifications)
     chunks = list(iter(lambda: list(islice(tasks, IMAGES_AT_ONCE)), []))
     build = partial(_build_some, source, wording.dump(), labels, arguments)
+    workers = 1 if len(chunks) == 1 else workers
     built = list(in_processes(build, chunks, workers, 1, "chunks of images", "run it again with less beside it"))
     table = pa.Table.from_batches([batch for batch, _ in built], SCHEMA)
     return Built(table, [one for _, rejections in built for one in rejections], list(labels))
@@ -129,7 +131,7 @@ def _build_some(
     kept: list[tuple[LabelledImage, list[tuple[str, Said]]]] = []
     for task in tasks:
         image = task.image
-        picture = look_at(reader, image.boxes, image.width, image.height)
+        picture = look_at(reader.labels, image.boxes, image.width, image.height)
         dialogues = []
         for row, said in enumerate(_say_all(task, reader, arguments), 1):
             problem = check_dialogue(reader, picture, said.subset, said.task, said.style, said.turns)

@@ -12,17 +12,12 @@ from sarlang_sft.language.checking_captions import check_caption
 from sarlang_sft.language.reading import Reader, Reading, one_of, readings
 from sarlang_sft.language.things import Thing
 from sarlang_sft.language.truth import Picture
-from sarlang_sft.records import Box, Turn
+from sarlang_sft.records import Turn
 
 ROUNDED = 0.0501  # pixels by which a box written with one decimal may differ
 
 Check = Callable[[Reader, Picture, Reading, Sequence[Turn]], str | None]
 """Why the turns are not true by a reading of their first question, or None."""
-
-
-def look_at(reader: Reader, boxes: Sequence[Box], width: int, height: int) -> Picture:
-    """An image's boxes, ready to be asked about."""
-    return Picture(width, height, boxes, [reader.labels[box.label] for box in boxes])
 
 
 def check_dialogue(
@@ -80,7 +75,7 @@ def _expect_boxes(reader: Reader, numbers: Sequence[int], answer: str) -> str | 
     return f"answers {answer!r}, the boxes are {[*numbers]}"
 
 
-def _numbers(picture: Picture, reading: Reading) -> list[int]:
+def _numbers(picture: Picture, reading: Reading) -> Sequence[int]:
     """Boxes of the class that a question speaks of."""
     (thing,) = reading.things
     return picture.numbers_of(thing)

@@ -7,9 +7,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 from sarlang_sft.language.building import say_everything
-from sarlang_sft.language.checking import check_dialogue, look_at
+from sarlang_sft.language.checking import check_dialogue
 from sarlang_sft.language.reading import make_reader
 from sarlang_sft.language.things import name_things
+from sarlang_sft.language.truth import look_at
 from sarlang_sft.language.wording import SETS, Wording, content_problems, make_wording
 from sarlang_sft.records import Box
 
@@ -34,8 +35,8 @@ _ENGLISH = {
     r"\b(?:is|are|was|were) \{(?:group|groups|placed|kinds)\}": (
         "has a verb in the form for one, or for many; give both as in {is|are}"
     ),
-    r"\b(?:is|was|has|it|its) (?:the )?\{classes\}|\{classes\} (?:is|was|has|lies|stands)\b": "has {classes} as one",
-    r"\b(?:are|were|have|all|most|many) (?:the )?\{class\}|\{class\} (?:are|were|have)\b": "has {class} as many",
+    r"\b(?:[Ii]s|was|has) (?:the )?\{classes\}|\{classes\} (?:is|was|has|lies|stands)\b": "has {classes} as one",
+    r"\b(?:[Aa]re|were|have|all|most|many) (?:the )?\{class\}|\{class\} (?:are|were|have)\b": "has {class} as many",
 }
 
 
@@ -97,7 +98,7 @@ def _trial_remarks(wording: Wording, classes: tuple[str, ...], seed: int) -> Ite
         rng = Random(f"{seed}/{number}")
         labels = classes[: rng.randint(1, len(classes))]
         boxes = [Box(rng.choice(labels), _random_points(rng)) for _ in range(rng.choice((1, 1, 2, 3, 5, 12)))]
-        picture = look_at(reader, boxes, SIDE, SIDE)
+        picture = look_at(reader.labels, boxes, SIDE, SIDE)
         for said in say_everything(boxes, SIDE, SIDE, reader, rng):
             problem = check_dialogue(reader, picture, said.subset, said.task, said.style, said.turns)
             kind = f"{said.subset} {said.task} {said.style} {problem}"

@@ -12,10 +12,14 @@ _CLASS_SLOTS = ("class", "classes", "a_class")
 
 
 class Phrase(NamedTuple):
-    """A template as a pattern, with a group for every slot; choices such as `{is|are}` by number."""
+    """A template as a pattern, with a group for every slot; choices such as `{is|are}` by number.
+
+    `begins_with_slot`: the first letter of a sentence may be that of a class, made a capital one.
+    """
 
     pattern: re.Pattern[str]
     choices: tuple[tuple[str, str], ...]
+    begins_with_slot: bool
 
 
 class Reading(NamedTuple):
@@ -44,6 +48,7 @@ class Reader:
         items: Patterns of what lists are made of, by the slot of the list.
         joints: What stands between them.
         places, relations: What the written words mean.
+        known: What parts of lists were found to say.
     """
 
     wording: Wording
@@ -55,6 +60,7 @@ class Reader:
     joints: re.Pattern[str]
     places: Mapping[str, str]
     relations: Mapping[str, str]
+    known: dict[tuple[tuple[str, ...], str], list[tuple[str, Reading]]]
 
 
 def make_reader(wording: Wording, labels: Mapping[str, Thing]) -> Reader:
@@ -91,6 +97,7 @@ def make_reader(wording: Wording, labels: Mapping[str, Thing]) -> Reader:
         joints=re.compile(joints),
         places=places,
         relations=relations,
+        known={},
     )
 
 
@@ -117,7 +124,7 @@ def _phrase(template: Template, spelt: Mapping[str, str]) -> Phrase:
         else:
             pieces.append(f"(?P<{slot}>{spelt[slot]})")
         pieces.append(re.escape(text))
-    return Phrase(re.compile("".join(pieces)), tuple(choices))
+    return Phrase(re.compile("".join(pieces)), tuple(choices), not template.texts[0])
 
 
 def readings(reader: Reader, phrases: Sequence[Phrase], text: str) -> Iterator[Reading]:
@@ -132,13 +139,19 @@ def readings(reader: Reader, phrases: Sequence[Phrase], text: str) -> Iterator[R
 
 def sentence_readings(reader: Reader, phrases: Sequence[Phrase], text: str) -> Iterator[Reading]:
     """[`readings`] of a text whose first letter may have been made a capital one."""
-    for spelling in dict.fromkeys((text, text[:1].lower() + text[1:])):
-        yield from readings(reader, phrases, spelling)
+    yield from readings(reader, phrases, text)
+    spelling = text[:1].lower() + text[1:]
+    if spelling != text:
+        yield from readings(reader, [phrase for phrase in phrases if phrase.begins_with_slot], spelling)
 
 
-def read_part(reader: Reader, names: Sequence[str], text: str) -> list[tuple[str, Reading]]:
-    """All that a part of a list can say, with the name of the part that says so."""
-    return [(name, reading) for name in names for reading in readings(reader, [reader.parts[name]], text)]
+def read_part(reader: Reader, names: tuple[str, ...], text: str) -> list[tuple[str, Reading]]:
+    """All that a part of a list can say, with the name of the part that says so; the same few come again and again."""
+    found = reader.known.get((names, text))
+    if found is None:
+        found = [(name, reading) for name in names for reading in readings(reader, [reader.parts[name]], text)]
+        reader.known[names, text] = found
+    return found
 
 
 def split_list(reader: Reader, slot: str, text: str) -> list[str]:
@@ -157,4 +170,6 @@ def split_list(reader: Reader, slot: str, text: str) -> list[str]:
 
 def _things(reader: Reader, values: Mapping[str, str]) -> tuple[Thing, ...] | None:
     meant = [reader.forms[slot][values[slot]] for slot in _CLASS_SLOTS if slot in values]
-    return tuple(thing for thing in meant[0] if all(thing in other for other in meant)) if meant else None
+    if len(meant) < 2:
+        return meant[0] if meant else None
+    return tuple(thing for thing in meant[0] if all(thing in other for other in meant))

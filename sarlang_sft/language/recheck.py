@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.language.captions import CAPTIONS
-from sarlang_sft.language.checking import check_dialogue, look_at
+from sarlang_sft.language.checking import check_dialogue
 from sarlang_sft.language.dialogues import GROUNDING, VQA
 from sarlang_sft.language.reading import make_reader
 from sarlang_sft.language.things import name_things
+from sarlang_sft.language.truth import look_at
 from sarlang_sft.language.wording import read_wording
 from sarlang_sft.records import SPLITS, read_manifest, read_records
 
@@ -49,7 +50,7 @@ def recheck(data: Path) -> tuple[Counter[tuple[str, str]], list[Disagreement]]:
             unknown = {box.label for box in record.boxes} - {*classes}
             if unknown:
                 raise InputError(f"--data {data}: {record.images[0]} has a box of no class of the set: {unknown}")
-            picture = look_at(reader, record.boxes, record.width, record.height)
+            picture = look_at(reader.labels, record.boxes, record.width, record.height)
             for one in record.dialogues:
                 if one.subset not in FROM_BOXES:
                     continue

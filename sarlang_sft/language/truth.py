@@ -3,7 +3,7 @@
 `places` and `facts` serve those who write texts; nothing of them is used here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sarlang_sft.boxes import corners
@@ -15,16 +15,17 @@ ON_BORDER = 1e-9  # parts of a side; texts keep much further away
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its boxes, and the class of each."""
+    """An image with its boxes, the class of each, and the numbers of each class; made by [`look_at`]."""
 
     width: int
     height: int
     boxes: Sequence[Box]
     things: Sequence[Thing]
+    numbers: Mapping[Thing, Sequence[int]]
 
-    def numbers_of(self, thing: Thing) -> list[int]:
+    def numbers_of(self, thing: Thing) -> Sequence[int]:
         """Numbers of the boxes of a class."""
-        return [number for number, own in enumerate(self.things) if own == thing]
+        return self.numbers.get(thing, ())
 
     def _from_middle(self, number: int) -> tuple[float, float]:
         """Where the middle of a box lies from that of the image, in sixths of the image's sides: -3..3."""
@@ -64,3 +65,16 @@ class Picture:
         ends = [max(point[axis] for point in corners(self.boxes[number].points)) for number in first]
         begins = [min(point[axis] for point in corners(self.boxes[number].points)) for number in second]
         return all(end <= begin for end in ends for begin in begins)
+
+
+def look_at(labels: Mapping[str, Thing], boxes: Sequence[Box], width: int, height: int) -> Picture:
+    """An image's boxes, ready to be asked about.
+
+    Args:
+        labels: The class of every label.
+    """
+    things = [labels[box.label] for box in boxes]
+    numbers: dict[Thing, list[int]] = {}
+    for number, thing in enumerate(things):
+        numbers.setdefault(thing, []).append(number)
+    return Picture(width, height, boxes, things, numbers)

@@ -325,5 +325,7 @@ def _class_problems(classes: Any) -> Iterator[str]:
             if form not in FORMS:
                 hint = nearest(form, FORMS, f"forms are {', '.join(FORMS)}")
                 yield f"`classes.{name}.{form}` is no form; {hint}"
-            elif not (all(map(_is_text, value)) if form == "also" and isinstance(value, list) else _is_text(value)):
-                yield f"`classes.{name}.{form}` must be {'a list of texts' if form == 'also' else 'a text'}"
+            elif form == "also" and not (isinstance(value, list) and all(map(_is_text, value))):
+                yield f"`classes.{name}.also` must be a list of texts"
+            elif form != "also" and not _is_text(value):
+                yield f"`classes.{name}.{form}` must be a text"
