@@ -65,6 +65,7 @@ def draw(picture: np.ndarray, record: Record, left: Axes, right: Axes) -> None:
     """The scene with its numbered boxes, and what is said of it beside it."""
     left.imshow(picture, cmap="gray", interpolation="nearest")
     left.set_axis_off()
+    left.set_anchor("N")
     for number, box in enumerate(record.boxes):
         x, y, width, height = box.points
         colour = COLOURS[box.label]
@@ -72,7 +73,7 @@ def draw(picture: np.ndarray, record: Record, left: Axes, right: Axes) -> None:
         left.text(x, y - 1.5, f"{number} {box.label}", color=colour, fontsize=7, weight="bold")
     right.set_axis_off()
     right.text(
-        0, 1, "\n".join(lines_of(record)), va="top", family="monospace", fontsize=5.6, transform=right.transAxes
+        0, 1, "\n".join(lines_of(record)), va="top", family="monospace", fontsize=6, transform=right.transAxes
     )
 
 
@@ -80,7 +81,7 @@ def main() -> None:
     scenes = [one for one in build() if len({box.label for box in one[2].boxes}) > 1 and len(one[2].boxes) < 7]
     rows, columns = SHOWN
     ratios = {"width_ratios": [1, 1.25] * columns}
-    figure, axes = plt.subplots(rows, 2 * columns, figsize=(17, 9), gridspec_kw=ratios, layout="constrained")
+    figure, axes = plt.subplots(rows, 2 * columns, figsize=(17, 7.4), gridspec_kw=ratios, layout="constrained")
     for (_, picture, record), (left, right) in zip(scenes, axes.reshape(-1, 2), strict=False):
         draw(picture, record, left, right)
     OUT.parent.mkdir(exist_ok=True)
