@@ -31,7 +31,7 @@ def test_the_demo_shows_seeing_not_luck() -> None:
 def test_real_mstar_chips_are_told_apart(real_data: Path) -> None:
     out = "outputs/mstar"
     subprocess.run(["rm", "-rf", out], cwd=ROOT, check=True)
-    source = ["--root", real_data / "mstar10", "--source", "MSTAR"]
+    source = ["--root", real_data / "mstar10", "--source", "MSTAR", "--captions", 1]
     run_script("data_prep/convert_folders.py", *source, "--out", f"{out}/data")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     run_script(*torchrun, "recipes/qwen_full.py", "--config", "recipes/configs/mstar_tiny.yaml")
