@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -20,7 +20,10 @@ from sarlang_sft.whole_output import Own, whole_folder
 
 MANIFEST = "manifest.json"
 SHARD_INDEX = "shards.parquet"  # stands for the image root where images lie in shards, see `shards`
-DATA_FOLDER = Own(MANIFEST, r"(train|val|test)\.parquet|manifest\.json|(rejected|findings)\.jsonl")
+DATA_FOLDER = Own(
+    MANIFEST,
+    r"(train|val|test)\.parquet|manifest\.json|(rejected|findings|annotations|rewrites)\.jsonl|card\.md|wording\.yaml",
+)
 RECORDS_AT_ONCE = 1024  # as Python objects
 SPLITS = ("train", "val", "test")
 TASKS = (
@@ -152,7 +155,13 @@ def one_turn_dialogues(flat: pa.Table) -> pa.StructArray:
 
 
 def write_data_folder(
-    out: Path, records: pa.Table, rejections: list[Rejection], image_root: Path, inputs: dict[str, str]
+    out: Path,
+    records: pa.Table,
+    rejections: list[Rejection],
+    image_root: Path,
+    inputs: dict[str, str],
+    facts: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write `train|val|test.parquet`, `manifest.json` and `rejected.jsonl`; the folder appears complete or not at all.
 
@@ -162,6 +171,8 @@ def write_data_folder(
         rejections: One for every dialogue that was read and is in no record.
         image_root: What the image paths are relative to.
         inputs: Hash of every input file by its path, for the manifest.
+        facts: What else the manifest shall say, by key.
+        files: Texts of other files of the folder, by name.
 
     Returns:
         The manifest.
@@ -185,6 +196,7 @@ def write_data_folder(
         "counts": counts,
         "image_root": str(image_root.resolve()),
         "inputs": inputs,
+        **(facts or {}),
     }
     with whole_folder(out, DATA_FOLDER) as building:
         for split in SPLITS:
@@ -192,6 +204,8 @@ def write_data_folder(
         (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         with open(building / "rejected.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(rejection._asdict()) + "\n" for rejection in rejections)
+        for name, text in (files or {}).items():
+            (building / name).write_text(text, encoding="utf-8")
     return manifest
 
 
