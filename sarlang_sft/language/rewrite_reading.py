@@ -364,11 +364,12 @@ def _fitting(number: int, form: Form) -> str:
 
 
 def _with_article(text: str, start: int, lexicon: Lexicon) -> int:
-    before = text[:start].rstrip()
+    end = start - (start > 0 and text[start - 1] == " ")
     for article in lexicon.articles:
-        rest = before.removesuffix(article)
-        if rest != before and not (_in_word(article[0]) and _in_word(rest[-1:])):
-            return len(rest)
+        begin = end - len(article)
+        in_word = _in_word(article[0]) and _in_word(text[max(begin - 1, 0) : begin])
+        if begin >= 0 and text.startswith(article, begin) and not in_word:
+            return begin
     return start
 
 
@@ -376,19 +377,26 @@ def _with_kinds(text: str, items: Sequence[Item], lexicon: Lexicon) -> list[Item
     """A class and what it is a kind of, one behind the other, are one group."""
     merged: list[Item] = []
     for item in items:
-        before = [*merged]
-        while before and before[-1].letter == "J":  # a comma may be part of what names
-            before.pop()
-        if item.letter == "G" and before and before[-1].letter == "G":
-            one = before[-1]
-            pair = (*one.value.things, *item.value.things)
-            related = len(pair) == 2 and ({pair, pair[::-1]} & lexicon.kinds)
-            if related and text[one.end : item.start].strip() in lexicon.namings:
-                count = _common(one.value.count, item.value.count)
-                merged = [*before[:-1], Item("G", Named(tuple(sorted(pair)), count), one.start, item.end)]
-                continue
-        merged.append(item)
-    return merged
+        at = len(merged) - 1
+        while item.letter == "G" and at >= 0 and merged[at].letter == "J":  # a comma may be part of what names
+            at -= 1
+        one = merged[at] if at >= 0 and item.letter == merged[at].letter == "G" else None
+        pair = (*one.value.things, *item.value.things) if one is not None else ()
+        related = len(pair) == 2 and ({pair, pair[::-1]} & lexicon.kinds)
+        if related and text[one.end : item.start].strip() in lexicon.namings:
+            count = _common(one.value.count, item.value.count)
+            merged[at:] = [Item("G", Named(tuple(sorted(pair)), count), one.start, item.end)]
+        else:
+            merged.append(item)
+    return [_certain(item) for item in merged]
+
+
+def _certain(item: Item) -> Item:
+    """`Aircraft` alone are many: of one, captions say `an aircraft`."""
+    if item.letter != "G" or MANY not in item.value.count:
+        return item
+    counts = [count for count in item.value.count.split("/") if count != BARE]
+    return item._replace(value=item.value._replace(count="/".join(counts)))
 
 
 def _common(one: str, other: str) -> str:
@@ -407,9 +415,10 @@ def bind(text: str, items: Sequence[Item], lexicon: Lexicon) -> Facts:
     Raises:
         UnreadError: It may mean more than one thing.
     """
-    main = [item for item in items if item.letter != "J"]
+    places = [place for place, item in enumerate(items) if item.letter != "J"]
+    main = [items[place] for place in places]
     letters = "".join(item.letter for item in main)
-    gaps = [_gap(text, items, *pair) for pair in pairwise(main)]
+    gaps = [_gap(text, items[one : other + 1]) for one, other in pairwise(places)]
     if "G" not in letters:
         raise UnreadError("no class of the set")
     if "R" in letters:
@@ -432,8 +441,9 @@ class _Gap(NamedTuple):
     ends: bool
 
 
-def _gap(text: str, items: Sequence[Item], one: Item, other: Item) -> _Gap:
-    joints = [item for item in items if item.letter == "J" and one.end <= item.start and item.end <= other.start]
+def _gap(text: str, items: Sequence[Item]) -> _Gap:
+    """Of the first of some items and the last, with joints between."""
+    one, *joints, other = items
     edges = [one.end, *(edge for joint in joints for edge in (joint.start, joint.end)), other.start]
     blank = [not text[begin:end].strip() for begin, end in zip(edges[::2], edges[1::2], strict=True)]
     return _Gap(

@@ -178,7 +178,7 @@ def open_source(data: Path, wording: str | None, splits: Sequence[str], styles: 
     words = read_wording(wording or str(own))
     if not words.content.get("reading", {}).get("refused"):
         raise InputError(
-            f"--wording {words.name}: has no `reading.refused`, without which rewrites cannot be judged; en.yaml shows it"
+            f"--wording {words.name}: has no `reading.refused`, without which no rewrite can be judged; see en.yaml"
         )
     labels: dict[str, None] = {}
     captions: dict[str, str] = {}
