@@ -1,4 +1,4 @@
-"""Captions rewritten by a served model: what is asked, what is taken of it, what it costs, and what outlives a kill."""
+"""Captions rewritten by a served model: what it is asked, what is taken of it, what it costs, what outlives a kill."""
 
 import json
 import signal

@@ -1,7 +1,8 @@
 """The guard of rewritten captions: what loses, changes, adds or blurs a fact, or is not read for sure, is refused.
 
-It compares what `rewrite_reading` reads in the caption and in the rewrite. What it does not know of, such as things
-that are no class of the set and not in the wording's `reading.refused`, it cannot see.
+It compares what `rewrite_reading` reads in the caption and in the rewrite. Where the wording lists the words that it
+knows (`reading.known`), others are refused; elsewhere only those of `reading.refused` are, and a thing that is no class
+of the set and not among them passes unseen.
 """
 
 import re
@@ -74,7 +75,11 @@ def fault_of(rewrite: str, caption: ReadCaption, lexicon: Lexicon) -> Fault | No
         return Fault(error.reason, error.detail)
 
 
-_ADDED = {Kind.REFUSED: "a word that is refused", Kind.BLURRED: "a place is blurred"}
+_ADDED = {
+    Kind.REFUSED: "a word that is refused",
+    Kind.UNKNOWN: "a word that is not known",
+    Kind.BLURRED: "a place is blurred",
+}
 
 
 def _counted(pieces: Iterable[Piece]) -> Counter[tuple[Kind, str]]:

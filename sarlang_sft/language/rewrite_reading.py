@@ -19,11 +19,14 @@ LONGEST_NUMBER = 9  # digits
 CONVERSE = {"below": "above", "right": "left"}
 MANY, BARE = "many", "bare"  # a plural without a number; a singular without number and article
 
-Kind = Enum("Kind", ["THING", "NUMBER", "PLACE", "RELATION", "PLAIN", "JOINT", "BLURRED", "REFUSED", "UNREAD"])
+Kind = Enum(
+    "Kind", ["THING", "NUMBER", "PLACE", "RELATION", "PLAIN", "JOINT", "BLURRED", "REFUSED", "UNKNOWN", "UNREAD"]
+)
 _HYPHEN = re.compile(r"(?<=[^\W_])[-_]+(?=[^\W_])")
 _SAME = str.maketrans({"’": "'", "‐": "-", "‑": "-"})
 _DIGITS = re.compile(r"[0-9]+")
 _WORD = re.compile(r"[a-z0-9]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 class UnreadError(ValueError):
@@ -111,6 +114,7 @@ class Lexicon:
         close: What may stand between two neighbours, by their letters, where it must be a template's text: a group
             and its place, a relation and its object (`O`).
         comma: The joint of `parts.between`.
+        known: Words that say nothing; if there are any, others are told.
     """
 
     phrases: Mapping[str, tuple[Phrase, ...]]
@@ -121,6 +125,7 @@ class Lexicon:
     orders: Mapping[str, Order]
     close: Mapping[str, frozenset[str]]
     comma: str
+    known: frozenset[str]
 
 
 def fold(text: str) -> str:
@@ -155,7 +160,23 @@ def make_lexicon(things: Iterable[Thing], wording: Wording) -> Lexicon:
         orders=_orders(related, reading.get("orders", ())),
         close=close,
         comma=fold(parts["parts.between"].fill({})),
+        known=_known(wording, reading.get("known", ()), reading.get("namings", ())),
     )
+
+
+def _known(wording: Wording, words: Sequence[str], namings: Sequence[str]) -> frozenset[str]:
+    if not words:
+        return frozenset()
+    templates = [
+        template
+        for name, templates in wording.sets.items()
+        if name.startswith(("captions.", "chips."))
+        for template in templates
+    ]
+    # Of slots such as {is|are}, too.
+    texts = [text for template in (*templates, *wording.parts.values()) for text in template.texts]
+    texts += [slot for template in templates for slot in template.slots if "|" in slot]
+    return frozenset(word for text in (*texts, *words, *namings) for word in _LETTERS.findall(fold(text)))
 
 
 _CLASS = ("class", "classes", "a_class")
@@ -284,9 +305,11 @@ def find_pieces(text: str, lexicon: Lexicon) -> list[Piece]:
         if piece is not None:
             found.append(piece)
             at = piece.end
-        else:
-            word = _WORD.match(text, at)
-            at = word.end() if word else at + 1
+            continue
+        word = (_LETTERS if lexicon.known else _WORD).match(text, at)
+        if word is not None and lexicon.known and word[0] not in lexicon.known:
+            found.append(Piece(Kind.UNKNOWN, word[0], at, word.end()))
+        at = word.end() if word is not None else at + 1
     return found
 
 

@@ -23,7 +23,7 @@ REGIONS = ("top", "bottom", "left", "right", "center")
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 RELATIONS = ("above", "below", "left", "right")
 FORMS = ("many", "a", "is_a", "also", "say")
-READING = ("counters", "joints", "namings", "orders", "plain", "refused")  # lists of texts
+READING = ("counters", "joints", "namings", "orders", "plain", "known", "refused")  # lists of texts
 ORDER_SLOTS = {"subject": "G", "object": "G", "relation": "R", "place_of_subject": "P", "place_of_object": "P"}
 """Of `reading.orders`, with the letters of what stands there: a group, a relation, a place."""
 _SLOT = re.compile(r"\{([^{}]*)\}")
