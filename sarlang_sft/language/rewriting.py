@@ -403,7 +403,7 @@ def print_rewriting(manifest: Mapping[str, Any]) -> None:
 
 
 def _diversity_line(found: Mapping[str, Any]) -> str:
-    distinct = " ".join("-" if share is None else f"{share:.3f}" for share in found["distinct"].values())
+    distinct = " ".join("-" if share is None else f"{share:.4f}" for share in found["distinct"].values())
     bleu = "-" if found["self_bleu_4"] is None else f"{found['self_bleu_4']:.3f}"
     return (
         f"{found['different']:,} different captions, distinct-1..4 {distinct}, "
