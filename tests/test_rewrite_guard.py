@@ -93,6 +93,7 @@ BAD = [
     ("sardet", COMPLEX, "5 visible ships, 1 bridge and 12 cars are visible.", "a number without a class"),
     ("sardet", COMPLEX, "5 ships, 1 bridge and 12 rusty cars are visible.", "a word that is not known"),
     ("sardet", COMPLEX, "5 ships, 1 bridge and 12 cars have been removed.", "a word that is not known"),
+    ("sardet", COMPLEX, "5 ships, 1 bridge, 12 cars and an object are visible.", "a word that is not known"),
     ("sardet", COMPLEX, "5 ships, 1 bridge and 12 cars, with a lighthouse.", "a word that is not known"),
     ("sardet", COMPLEX, "5 ships, 1 bridge and 12 cars hidden by clouds.", "a word that is not known"),
     ("sardet", COMPLEX, "Once there have been 5 ships, 1 bridge and 12 cars.", "a word that is not known"),
