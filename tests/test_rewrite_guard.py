@@ -334,7 +334,7 @@ def corrupted(draw: st.DrawFn, facts: Told) -> Told:
     return replace(facts, groups=tuple(groups), relation=relation)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data(), told())
 def test_the_same_facts_in_another_template_pass(data: st.DataObject, facts: Told) -> None:
     lexicon = LEXICONS["sardet"]
@@ -342,7 +342,7 @@ def test_the_same_facts_in_another_template_pass(data: st.DataObject, facts: Tol
     assert fault is None or fault.reason == "the same as the caption"
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.data(), told())
 def test_one_changed_fact_is_refused_in_whatever_template(data: st.DataObject, facts: Told) -> None:
     lexicon = LEXICONS["sardet"]
@@ -369,11 +369,11 @@ def test_every_template_of_the_built_in_wording_is_read() -> None:
 
 def test_time_grows_with_the_length_alone() -> None:
     lexicon: Lexicon = LEXICONS["sardet"]
-    caption = "A SAR image of " + ", ".join(["ships"] * 20_000) + "."
+    caption = "A SAR image of " + ", ".join(["ships"] * 10_000) + "."
     begin = process_time()
     read = read_caption(caption, lexicon)
     assert fault_of(caption.replace("A SAR", "A radar"), read, lexicon) is None
-    assert process_time() - begin < 10
+    assert process_time() - begin < 5
 
 
 @pytest.mark.parametrize(
