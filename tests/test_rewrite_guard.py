@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.language.rewrite_guard import fault_of, read_caption
-from sarlang_sft.language.rewrite_reading import Lexicon, UnreadError, make_lexicon
+from sarlang_sft.language.rewrite_reading import UnreadError
+from sarlang_sft.language.rewrite_words import Lexicon, make_lexicon
 from sarlang_sft.language.things import Thing, name_things
 from sarlang_sft.language.wording import CELLS, RELATIONS, Wording, content_problems, read_content, read_wording
 

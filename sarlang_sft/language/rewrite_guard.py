@@ -15,15 +15,13 @@ from typing import NamedTuple
 from sarlang_sft.language.rewrite_reading import (
     Facts,
     Item,
-    Kind,
-    Lexicon,
     Piece,
     UnreadError,
     bind,
     find_items,
     find_pieces,
-    fold,
 )
+from sarlang_sft.language.rewrite_words import Kind, Lexicon, fold
 from sarlang_sft.text_checks import SPECIAL_TOKENS
 
 TIMES_LONGER, WORDS_MORE, CHARACTERS_MORE = 3, 10, 80

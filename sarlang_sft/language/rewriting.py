@@ -21,7 +21,8 @@ from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply, c
 from sarlang_sft.errors import InputError
 from sarlang_sft.language.diversity import diversity
 from sarlang_sft.language.rewrite_guard import Fault, fault_of, read_caption
-from sarlang_sft.language.rewrite_reading import Lexicon, UnreadError, fold, make_lexicon
+from sarlang_sft.language.rewrite_reading import UnreadError
+from sarlang_sft.language.rewrite_words import Lexicon, fold, make_lexicon
 from sarlang_sft.language.things import name_things
 from sarlang_sft.language.wording import CAPTION_FAMILIES, Wording, read_wording
 from sarlang_sft.records import (
