@@ -72,9 +72,7 @@ def draw(picture: np.ndarray, record: Record, left: Axes, right: Axes) -> None:
         left.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.5))
         left.text(x, y - 1.5, f"{number} {box.label}", color=colour, fontsize=7, weight="bold")
     right.set_axis_off()
-    right.text(
-        0, 1, "\n".join(lines_of(record)), va="top", family="monospace", fontsize=6, transform=right.transAxes
-    )
+    right.text(0, 1, "\n".join(lines_of(record)), va="top", family="monospace", fontsize=6, transform=right.transAxes)
 
 
 def main() -> None:

@@ -1,14 +1,23 @@
 """Chat requests to a server of the OpenAI protocol (vLLM, OpenAI, others), many at once."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from openai import AsyncOpenAI
 
-from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply, open_client, read_reply, until_read
+from sarlang_sft.chat_protocol import (
+    ChatRequest,
+    ChatServer,
+    Failure,
+    Reply,
+    open_client,
+    paced,
+    read_reply,
+    until_read,
+)
 from sarlang_sft.errors import InputError
 from sarlang_sft.reply_cache import ReplyCache
 
@@ -42,7 +51,7 @@ def ask_all(
 
     The requests of a group are asked one after the other, and at most `server.concurrency` groups at once. A group is
     taken from `groups` when its turn comes, and a generator is run in a thread then, so that what is costly to make
-    (pictures) is made late, and little of it is there at a time.
+    (pictures) is made late, and little of it is there at a time. No more than `server.requests_per_minute` are sent.
 
     Args:
         cache: Replies of earlier runs, whose requests are not sent again; new ones are added.
@@ -52,6 +61,7 @@ def ask_all(
             `HOPELESS_IN_A_ROW` requests failed in a row.
     """
     source = iter(groups)
+    turn = paced(server.requests_per_minute)
     failed_in_a_row = 0
 
     async def work(client: AsyncOpenAI) -> None:
@@ -59,7 +69,7 @@ def ask_all(
         for group in source:
             requests = group if isinstance(group, list) else await asyncio.to_thread(list, group)
             for request in requests:
-                outcome = await _ask(server, client, request, cache)
+                outcome = await _ask(server, client, request, cache, turn)
                 on_outcome(request, outcome)
                 failed_in_a_row = failed_in_a_row + 1 if isinstance(outcome, Failure) else 0
                 if failed_in_a_row >= HOPELESS_IN_A_ROW:
@@ -80,7 +90,11 @@ def ask_all(
 
 
 async def _ask(
-    server: ChatServer, client: AsyncOpenAI, request: ChatRequest, cache: ReplyCache | None
+    server: ChatServer,
+    client: AsyncOpenAI,
+    request: ChatRequest,
+    cache: ReplyCache | None,
+    turn: Callable[[], Awaitable[None]],
 ) -> Reply | Failure:
     body = request.body(server.model)
     known = cache.find(server.stands_for, body) if cache is not None else None
@@ -92,6 +106,7 @@ async def _ask(
             model=server.model, messages=request.messages, extra_body=body
         ),
         read_reply,
+        turn,
     )
     if cache is not None and isinstance(outcome, Reply):
         cache.add(server.stands_for, body, outcome)
@@ -103,4 +118,4 @@ async def _models(server: ChatServer) -> dict[str, dict[str, Any]] | Failure:
         return {entry["id"]: entry for entry in content["data"]}
 
     async with open_client(server) as client:
-        return await until_read(server, lambda: client.models.with_raw_response.list(), read)
+        return await until_read(server, lambda: client.models.with_raw_response.list(), read, paced(None))

@@ -38,6 +38,7 @@ class ChatServer:
         timeout: Seconds for a reply.
         tries: How often a request is sent until it counts as failed.
         first_wait: Seconds before the second try; doubled after each, unless the server says how long (Retry-After).
+        requests_per_minute: No more are sent, every try counted; None: no limit.
         root: What the server says stands behind the name; set by `find_model`.
         parent: The model that the server says this one is an adapter on; set by `find_model`.
     """
@@ -49,6 +50,7 @@ class ChatServer:
     timeout: float = 180.0
     tries: int = 6
     first_wait: float = 1.0
+    requests_per_minute: float | None = None
     root: str | None = None
     parent: str | None = None
 
@@ -64,7 +66,7 @@ class ChatServer:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """Messages to be answered greedily.
+    """Messages to be answered, greedily unless `extra` says otherwise.
 
     Attributes:
         id: Tells it from the others of its run; not sent.
@@ -144,11 +146,38 @@ def _key(server: ChatServer) -> str | None:
     return key
 
 
-async def until_read(server: ChatServer, call: Callable[[], Awaitable[Any]], read: Callable[[Any], Any]) -> Any:
+def check_requests_per_minute(number: float | None, prefix: str = "") -> None:
+    """Raise a `ValueError` unless `ChatServer.requests_per_minute` can be this; `prefix` of the option's name."""
+    if number is not None and not 0 < number < math.inf:
+        raise ValueError(f"--{prefix}requests_per_minute must be above 0; leave it out for no limit")
+
+
+def paced(requests_per_minute: float | None) -> Callable[[], Awaitable[None]]:
+    """A wait before every request of an event loop, which spaces them evenly: a minute never sees more."""
+    space = 60 / requests_per_minute if requests_per_minute else 0.0
+    next_turn = -math.inf
+
+    async def wait() -> None:
+        nonlocal next_turn
+        now = time.monotonic()
+        turn = max(next_turn, now)
+        next_turn = turn + space
+        await asyncio.sleep(turn - now)
+
+    return wait
+
+
+async def until_read(
+    server: ChatServer,
+    call: Callable[[], Awaitable[Any]],
+    read: Callable[[Any], Any],
+    turn: Callable[[], Awaitable[None]],
+) -> Any:
     """What `read` makes of the reply's JSON, or a [`Failure`] after the last try.
 
     Args:
         call: Sends the request; called anew for every try.
+        turn: Awaited before every try, see [`paced`].
         read: Raises a `LookupError`, `TypeError`, `ValueError` or `AttributeError` on JSON that is no such reply.
 
     Raises:
@@ -158,6 +187,7 @@ async def until_read(server: ChatServer, call: Callable[[], Awaitable[Any]], rea
     wait = 0.0
     for number in range(server.tries):
         await asyncio.sleep(wait)
+        await turn()
         back_off = min(server.first_wait * 2**number, LONGEST_BACK_OFF)
         wait = back_off * random.uniform(0.5, 1)  # so that requests that failed together do not come back together
         try:

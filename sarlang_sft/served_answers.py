@@ -22,7 +22,7 @@ from sarlang_sft.backbones import Backbone, find_backbone
 from sarlang_sft.box_texts import write_question
 from sarlang_sft.boxes import PLACEHOLDER, Frame
 from sarlang_sft.chat_client import ask_all, find_model
-from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply
+from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply, check_requests_per_minute
 from sarlang_sft.collate import to_messages
 from sarlang_sft.errors import InputError
 from sarlang_sft.eval_questions import Question, still_to_ask
@@ -47,8 +47,12 @@ class ServerArguments:
     )
     concurrency: int = field(default=32, metadata={"help": "Images that the server is asked about at once."})
     timeout: float = field(default=180.0, metadata={"help": "Seconds for an answer, after which it is asked again."})
+    requests_per_minute: float | None = field(
+        default=None, metadata={"help": "Send no more requests a minute, retries included; default: no limit."}
+    )
 
     def __post_init__(self) -> None:
+        check_requests_per_minute(self.requests_per_minute)
         if self.concurrency < 1 or self.timeout <= 0:
             raise ValueError("--concurrency and --timeout must be positive")
 
@@ -56,7 +60,14 @@ class ServerArguments:
         """The server; raises [`InputError`] if it is not named."""
         if not self.base_url or not self.served_model:
             raise InputError("--engine openai: needs --base_url and --served_model")
-        return ChatServer(self.base_url, self.served_model, self.key_variable, self.concurrency, self.timeout)
+        return ChatServer(
+            self.base_url,
+            self.served_model,
+            self.key_variable,
+            self.concurrency,
+            self.timeout,
+            requests_per_minute=self.requests_per_minute,
+        )
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,13 @@ def name_things(labels: Sequence[str], wording: Wording) -> dict[str, Thing]:
             raise InputError(
                 f"class {label!r}: leaves no name to say; give it one with `classes: {{...: {{say: ...}}}}`"
             )
-        things[label] = by_name.setdefault(name.casefold(), _thing(name, wording))
+        things[label] = by_name.setdefault(name.casefold(), thing_named(name, wording))
     _check_distinct(list(by_name.values()), wording)
     return things
 
 
-def _thing(name: str, wording: Wording) -> Thing:
+def thing_named(name: str, wording: Wording) -> Thing:
+    """A class, or what one is a kind of, by its name as texts say it."""
     forms = wording.classes.get(name, {})
     kind = forms.get("is_a")
     by_rule = wording.grammar == "english"

@@ -24,6 +24,9 @@ REGIONS = ("top", "bottom", "left", "right", "center")
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 RELATIONS = ("above", "below", "left", "right")
 FORMS = ("many", "a", "is_a", "also", "say")
+READING = ("counters", "joints", "namings", "orders", "plain", "known", "refused")  # lists of texts
+ORDER_SLOTS = {"subject": "G", "object": "G", "relation": "R", "place_of_subject": "P", "place_of_object": "P"}
+"""Of `reading.orders`, with the letters of what stands there: a group, a relation, a place."""
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _OWN_TOKEN = re.compile(rf"{SPECIAL_TOKEN.pattern}|<box:")
 
@@ -253,6 +256,7 @@ def content_problems(content: Mapping[str, Any]) -> Iterator[str]:
     for key, names, many in (("regions", REGIONS, False), ("places", CELLS, True), ("relations", RELATIONS, True)):
         yield from _spelling_problems(key, content.get(key), names, many)
     yield from _class_problems(content.get("classes"))
+    yield from _reading_problems(content.get("reading", {}))
 
 
 def _is_text(value: Any) -> bool:
@@ -329,3 +333,31 @@ def _class_problems(classes: Any) -> Iterator[str]:
                 yield f"`classes.{name}.also` must be a list of texts"
             elif form != "also" and not _is_text(value):
                 yield f"`classes.{name}.{form}` must be a text"
+
+
+def _reading_problems(reading: Any) -> Iterator[str]:
+    if not isinstance(reading, Mapping):
+        yield "`reading` must hold `name: value` lines"
+        return
+    for name, value in reading.items():
+        if name == "numbers":
+            if not isinstance(value, Mapping) or not all(map(_is_count, value.values())):
+                yield "`reading.numbers` must hold `text: number` lines, as in `two: 2`"
+        elif name not in READING:
+            hint = nearest(name, ("numbers", *READING), "en.yaml has all of them")
+            yield f"`reading.{name}` is no part of a wording; {hint}"
+        elif not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            yield f"`reading.{name}` must be a list of texts, with quotes around yes, no, on and off"
+        elif name == "orders":
+            yield from _order_problems(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _order_problems(orders: list[str]) -> Iterator[str]:
+    for order in orders:
+        letters = sorted(ORDER_SLOTS.get(slot, slot) for slot in {*order.split()})
+        if letters != ["G", "G", "P", "R"] or len(order.split()) != len(letters):
+            yield f"`reading.orders`: {order!r} must name subject, object, relation and one of two places, once"

@@ -56,7 +56,7 @@ def describe(texts: Sequence[str]) -> dict[str, Any] | None:
     """
     if not texts:
         return None
-    words = [_WORD.findall(text.lower()) for text in texts]
+    words = list(map(words_of, texts))
     lengths = [len(one) for one in words]
     return {
         "words": {
@@ -66,7 +66,7 @@ def describe(texts: Sequence[str]) -> dict[str, Any] | None:
         },
         "loops": sum(map(is_loop, words)) / len(texts),
         "unfinished": sum(not _END.search(text.rstrip()) for text in texts) / len(texts),
-        "distinct": {str(n): _distinct(words, n) for n in range(1, LONGEST_NGRAM + 1)},
+        "distinct": {str(n): distinct_ngrams(words, n) for n in range(1, LONGEST_NGRAM + 1)},
     }
 
 
@@ -81,6 +81,12 @@ def is_loop(words: Sequence[str]) -> bool:
     return False
 
 
-def _distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def distinct_ngrams(texts: Sequence[Sequence[str]], n: int) -> float | None:
+    """Different n-grams of all texts, given as words, over all n-grams; None if no text is that long."""
     ngrams = [tuple(words[start : start + n]) for words in texts for start in range(len(words) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else None

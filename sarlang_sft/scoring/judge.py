@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from sarlang_sft.chat_client import ask_all, find_model
-from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply
+from sarlang_sft.chat_costs import Cost, check_prices, estimate_cost
+from sarlang_sft.chat_protocol import ChatRequest, ChatServer, Failure, Reply, check_requests_per_minute
 from sarlang_sft.errors import InputError
 from sarlang_sft.reply_cache import ReplyCache
 from sarlang_sft.scoring.judge_replies import verdict_in
@@ -34,7 +35,6 @@ Reply 1 if the answer means the same as the truth, and 0 if it does not.
 
 Reply with one digit, 1 or 0, and nothing else."""
 LONGEST_TEXT = 1000  # characters of a question, truth or answer that the judge gets to read
-BYTES_PER_TOKEN, TOKENS_PER_MESSAGE = 4, 8  # for estimates
 
 
 @dataclass
@@ -63,42 +63,18 @@ class JudgeArguments:
         default=16, metadata={"help": "Longest reply; raise it to about 2000 for a judge that thinks first"}
     )
     judge_concurrency: int = field(default=32, metadata={"help": "Requests under way at once"})
+    judge_requests_per_minute: float | None = field(
+        default=None, metadata={"help": "Send no more requests a minute, retries included; default: no limit"}
+    )
     judge_cache: str | None = field(
         default=None, metadata={"help": "File of replies, never asked for twice; default: judge.jsonl beside --out"}
     )
 
     def __post_init__(self) -> None:
-        if len(self.judge_prices) not in (0, 2) or any(price < 0 for price in self.judge_prices):
-            raise ValueError("--judge_prices: give two, per million tokens sent and received, such as 0.15 0.6")
+        check_prices(self.judge_prices, self.judge_max_cost, "judge_")
         if self.judge_max_tokens < 1 or self.judge_concurrency < 1:
             raise ValueError("--judge_max_tokens and --judge_concurrency must be at least 1")
-        if self.judge_max_cost is not None and not self.judge_prices:
-            raise ValueError("--judge_max_cost: needs --judge_prices to tell what judging costs")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What judging takes at most.
-
-    Attributes:
-        requests: All, of which `cached` were replied to in earlier runs and cost nothing.
-        input_tokens: Of those to be sent, estimated from their length.
-        output_tokens: If every reply were as long as it may be.
-        money: None without prices.
-    """
-
-    requests: int
-    cached: int
-    input_tokens: int
-    output_tokens: int
-    money: float | None
-
-    def __str__(self) -> str:
-        money = "" if self.money is None else f", at most {self.money:.2f} in the currency of the prices"
-        return (
-            f"{self.requests:,} requests, {self.cached:,} of them replied to before; about {self.input_tokens:,} "
-            f"tokens to send and at most {self.output_tokens:,} to get{money}"
-        )
+        check_requests_per_minute(self.judge_requests_per_minute, "judge_")
 
 
 @dataclass
@@ -157,14 +133,7 @@ class ServedJudge:
 
     def cost(self, cases: Sequence[str]) -> Cost:
         """What it costs at most to have these judged."""
-        sizes = []
-        for case in cases:
-            body = self._request(case).body(self.server.model)
-            if self.cache.find(self.server.stands_for, body) is None:
-                sizes.append(len(body["messages"][0]["content"].encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE)
-        sent, received = sum(sizes), self.max_tokens * len(sizes)
-        money = (sent * self.prices[0] + received * self.prices[1]) / 1e6 if self.prices else None
-        return Cost(len(cases), len(cases) - len(sizes), sent, received, money)
+        return estimate_cost(self.server, self.cache, map(self._request, cases), self.prices)
 
     @property
     def name(self) -> str:
@@ -210,6 +179,7 @@ def open_judge(arguments: JudgeArguments, protocol: str, out: Path) -> ServedJud
         arguments.judge_model,
         arguments.judge_key_variable,
         concurrency=arguments.judge_concurrency,
+        requests_per_minute=arguments.judge_requests_per_minute,
     )
     cache = ReplyCache(Path(arguments.judge_cache) if arguments.judge_cache else out.with_name("judge.jsonl"))
     return ServedJudge(
