@@ -13,15 +13,10 @@ from pathlib import Path
 from sarlang_sft.chat_client import find_model
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.errors import exit_on_bad_input
-from sarlang_sft.language.rewriting import (
-    RewritingArguments,
-    ask_rewrites,
-    open_source,
-    print_rewriting,
-    write_rewritten,
-)
 from sarlang_sft.records import DATA_FOLDER, print_manifest
 from sarlang_sft.reply_cache import ReplyCache
+from sarlang_sft.rewriting.asking import RewritingArguments, ask_rewrites
+from sarlang_sft.rewriting.folders import open_source, print_rewriting, write_rewritten
 from sarlang_sft.whole_output import check_replaceable
 
 
@@ -41,7 +36,7 @@ def main() -> None:
     source = open_source(Path(folders.data), folders.wording, rewriting.splits, rewriting.styles)
     server = find_model(rewriting.server())
     cache = ReplyCache(Path(rewriting.cache or f"{out}.replies.jsonl"))
-    rewrites = ask_rewrites(server, cache, source, rewriting)
+    rewrites = ask_rewrites(server, cache, source.captions.values(), source.lexicon, rewriting)
     manifest = write_rewritten(out, source, rewrites, server, rewriting)
     print_manifest(manifest)
     print_rewriting(manifest)

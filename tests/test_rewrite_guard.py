@@ -10,11 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sarlang_sft.errors import InputError
-from sarlang_sft.language.rewrite_guard import fault_of, read_caption
-from sarlang_sft.language.rewrite_reading import UnreadError
-from sarlang_sft.language.rewrite_words import Lexicon, make_lexicon
 from sarlang_sft.language.things import Thing, name_things
 from sarlang_sft.language.wording import CELLS, RELATIONS, Wording, content_problems, read_content, read_wording
+from sarlang_sft.rewriting.guard import fault_of, read_caption
+from sarlang_sft.rewriting.reading import UnreadError
+from sarlang_sft.rewriting.words import Lexicon, make_lexicon
 
 EN = read_wording("en")
 SARDET = name_things(["ship", "aircraft", "car", "tank", "bridge", "harbor"], EN)

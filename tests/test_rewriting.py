@@ -19,21 +19,19 @@ from pycocoevalcap.bleu import bleu_scorer
 from sarlang_sft.chat_client import ask_all, find_model
 from sarlang_sft.chat_protocol import ChatRequest, Failure, Reply
 from sarlang_sft.errors import InputError
-from sarlang_sft.language.diversity import SAMPLE, diversity, self_bleu
-from sarlang_sft.language.rewriting import (
+from sarlang_sft.language.wording import read_wording
+from sarlang_sft.records import Box, Dialogue, Record, Rejection, Turn, read_records, to_table, write_data_folder
+from sarlang_sft.reply_cache import ReplyCache
+from sarlang_sft.rewriting.asking import (
     NONE_ACCEPTED,
     NOT_READ,
     PROMPT_VERSION,
     RewritingArguments,
     ask_rewrites,
-    deal,
-    open_source,
     rewrites_in,
-    write_rewritten,
 )
-from sarlang_sft.language.wording import read_wording
-from sarlang_sft.records import Box, Dialogue, Record, Rejection, Turn, read_records, to_table, write_data_folder
-from sarlang_sft.reply_cache import ReplyCache
+from sarlang_sft.rewriting.diversity import SAMPLE, diversity, self_bleu
+from sarlang_sft.rewriting.folders import deal, open_source, write_rewritten
 
 SCRIPT = "data_prep/rewrite_captions.py"
 BEGIN = "A SAR image with "
@@ -95,7 +93,9 @@ def rewrite(
     arguments = RewritingArguments(MODEL, served.url, **options)
     source = open_source(data, None, arguments.splits, arguments.styles)
     server = find_model(served.client(**(client or {})))
-    rewrites = ask_rewrites(server, ReplyCache(data.parent / "replies.jsonl"), source, arguments)
+    rewrites = ask_rewrites(
+        server, ReplyCache(data.parent / "replies.jsonl"), source.captions.values(), source.lexicon, arguments
+    )
     return write_rewritten(data.parent / "out", source, rewrites, server, arguments)
 
 

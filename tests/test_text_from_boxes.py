@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from chat_server import MODEL, misbehaving_server, text_of
 from conftest import run_script
 from PIL import Image
 
@@ -275,6 +276,32 @@ def test_masks_speak_of_classes_and_not_of_numbers_unless_components_are_objects
     run(BUILD, *words, "--count_components", "true")
     tasks = {one.task for record in records_of(tmp_path / "data") for one in record.dialogues}
     assert {"counting", "description", "grounding"} <= tasks
+
+
+def test_built_captions_are_rewritten_and_all_else_stays(
+    run: Callable[..., str], scenes: Path, tmp_path: Path
+) -> None:
+    def reword(body: dict[str, Any]) -> str:
+        caption = json.loads(text_of(body).rpartition("The caption: ")[2])
+        return f"{caption.replace('SAR image', 'radar image')}\n{caption.replace('1', '2')}"
+
+    with misbehaving_server() as server:
+        server.say = reword
+        words = ["--data", scenes / "data", "--out", tmp_path / "data", "--model", MODEL, "--base_url", server.url]
+        output = run("data_prep/rewrite_captions.py", *words)
+    facts = read_manifest(tmp_path / "data")["rewriting"]
+    assert facts["rewritten"] > 50 and facts["rejected_rewrites"] and "before" in output and "after" in output
+    changed = 0
+    for before, after in zip(records_of(scenes / "data"), records_of(tmp_path / "data"), strict=True):
+        assert before.boxes == after.boxes and len(before.dialogues) == len(after.dialogues)
+        for one, other in zip(before.dialogues, after.dialogues, strict=True):
+            if one != other:
+                changed += 1
+                caption = one.turns[0].answer
+                assert one.subset == CAPTIONS and before.split != "test"
+                assert other.turns[0].answer == caption.replace("SAR image", "radar image")
+    assert changed == facts["rewritten"]
+    assert "dialogues agree" in run("data_prep/check_answers.py", "--data", tmp_path / "data", code=1)
 
 
 @pytest.mark.parametrize(

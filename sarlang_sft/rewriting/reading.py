@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sarlang_sft.language.rewrite_words import BARE, LETTERS, MANY, Form, Kind, Lexicon
+from sarlang_sft.rewriting.words import BARE, LETTERS, MANY, Form, Kind, Lexicon
 
 LONGEST_NUMBER = 9  # digits
 CONVERSE = {"below": "above", "right": "left"}

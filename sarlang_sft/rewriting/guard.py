@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sarlang_sft.language.rewrite_reading import (
+from sarlang_sft.rewriting.reading import (
     Facts,
     Item,
     Piece,
@@ -21,7 +21,7 @@ from sarlang_sft.language.rewrite_reading import (
     find_items,
     find_pieces,
 )
-from sarlang_sft.language.rewrite_words import Kind, Lexicon, fold
+from sarlang_sft.rewriting.words import Kind, Lexicon, fold
 from sarlang_sft.text_checks import SPECIAL_TOKENS
 
 TIMES_LONGER, WORDS_MORE, CHARACTERS_MORE = 3, 10, 80
