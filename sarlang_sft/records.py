@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -130,9 +130,53 @@ SCHEMA = pa.schema(
 def to_table(records: Iterable[Record]) -> pa.Table:
     """Records as a table of `SCHEMA`."""
     left, batches = iter(records), []
-    while rows := [asdict(record) for record in islice(left, RECORDS_AT_ONCE)]:
-        batches.append(pa.RecordBatch.from_pylist(rows, SCHEMA))
+    while some := list(islice(left, RECORDS_AT_ONCE)):
+        batches.append(_to_batch(some))
     return pa.Table.from_batches(batches, SCHEMA)
+
+
+def _to_batch(records: Sequence[Record]) -> pa.RecordBatch:
+    """Column by column, which takes a fraction of the time of row by row."""
+    dialogues = [dialogue for record in records for dialogue in record.dialogues]
+    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+    boxes = [box for record in records for box in record.boxes]
+    flat_turns = _structs(_TURN, {name: [getattr(turn, name) for turn in turns] for name in _TURN.names})
+    points = pa.array([number for box in boxes for number in box.points or ()], pa.float64())
+    flat_boxes = _structs(
+        _BOX, {"label": [box.label for box in boxes], "points": _lists([box.points for box in boxes], points)}
+    )
+    plain = {name: [getattr(one, name) for one in dialogues] for name in _DIALOGUE.names if name != "turns"}
+    flat_dialogues = _structs(_DIALOGUE, plain | {"turns": _lists([one.turns for one in dialogues], flat_turns)})
+    images = pa.array([image for record in records for image in record.images], pa.string())
+    nested = {
+        "images": _lists([record.images for record in records], images),
+        "boxes": _lists([record.boxes for record in records], flat_boxes),
+        "dialogues": _lists([record.dialogues for record in records], flat_dialogues),
+    }
+    columns = [
+        nested[one.name]
+        if one.name in nested
+        else pa.array([getattr(record, one.name) for record in records], one.type)
+        for one in SCHEMA
+    ]
+    return pa.record_batch(columns, SCHEMA)
+
+
+def _structs(kind: pa.StructType, columns: Mapping[str, Any]) -> pa.StructArray:
+    """Structs from lists or arrays by the names of their fields."""
+    fields = list(kind)
+    values = [columns[one.name] for one in fields]
+    arrays = [
+        value if isinstance(value, pa.Array) else pa.array(value, one.type)
+        for one, value in zip(fields, values, strict=True)
+    ]
+    return pa.StructArray.from_arrays(arrays, fields=fields)
+
+
+def _lists(lists: Sequence[Sequence[Any] | None], values: pa.Array) -> pa.ListArray:
+    """The values cut into lists as long as those given; files of others may lack one."""
+    offsets = pa.array(np.cumsum([0, *(len(one or ()) for one in lists)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values, mask=pa.array([one is None for one in lists], pa.bool_()))
 
 
 def to_records(table: pa.Table | pa.RecordBatch) -> Iterator[Record]:

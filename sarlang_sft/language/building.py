@@ -24,7 +24,7 @@ from sarlang_sft.language.things import name_things
 from sarlang_sft.language.truth import look_at
 from sarlang_sft.language.wording import Wording, make_wording
 from sarlang_sft.processes import in_processes
-from sarlang_sft.records import SCHEMA, Box, Rejection
+from sarlang_sft.records import Box, Dialogue, Record, Rejection, to_table
 
 TEXTS = ("vqa", "captions", "grounding")
 IMAGES_AT_ONCE = 500
@@ -112,7 +112,7 @@ def build_texts(
     build = partial(_build_some, source, wording.dump(), labels, arguments)
     workers = 1 if len(chunks) == 1 else workers
     built = list(in_processes(build, chunks, workers, 1, "chunks of images", "run it again with less beside it"))
-    table = pa.Table.from_batches([batch for batch, _ in built], SCHEMA)
+    table = pa.concat_tables([records for records, _ in built])
     return Built(table, [one for _, rejections in built for one in rejections], list(labels))
 
 
@@ -125,10 +125,10 @@ def _tools(words: str, labels: tuple[str, ...]) -> Reader:
 
 def _build_some(
     source: str, words: str, labels: tuple[str, ...], arguments: TextArguments, tasks: Sequence[Task]
-) -> tuple[pa.RecordBatch, list[Rejection]]:
+) -> tuple[pa.Table, list[Rejection]]:
     reader = _tools(words, labels)
     rejections: list[Rejection] = []
-    kept: list[tuple[LabelledImage, list[tuple[str, Said]]]] = []
+    records = []
     for task in tasks:
         image = task.image
         picture = look_at(reader.labels, image.boxes, image.width, image.height)
@@ -136,12 +136,16 @@ def _build_some(
         for row, said in enumerate(_say_all(task, reader, arguments), 1):
             problem = check_dialogue(reader, picture, said.subset, said.task, said.style, said.turns)
             if problem is None:
-                dialogues.append((f"{image.split}/{image.image}:{row}", said))
+                name = f"{image.split}/{image.image}:{row}"
+                dialogues.append(Dialogue(name, said.subset, said.task, list(said.turns), said.style))
             else:
                 rejections.append(Rejection(said.subset, row, image.image, f"the checker disagrees: {problem}"))
         if dialogues:
-            kept.append((image, dialogues))
-    return _to_batch(kept, source), rejections
+            size = image.width, image.height
+            records.append(
+                Record([image.image], *size, source, image.split, None, image.resolution_m, image.boxes, dialogues)
+            )
+    return to_table(records), rejections
 
 
 def _say_all(task: Task, reader: Reader, arguments: TextArguments) -> Iterator[Said]:
@@ -166,62 +170,3 @@ def say_everything(boxes: Sequence[Box], width: int, height: int, reader: Reader
     yield from vqa(facts, [YesNo(thing, thing in facts.things) for thing in things], len(boxes), reader.wording, rng)
     yield from box_captions(facts, 2 * len(boxes) + 10, reader.wording, rng)
     yield from grounding(facts, named, verified, len(boxes), reader.wording, rng)
-
-
-def _to_batch(kept: Sequence[tuple[LabelledImage, list[tuple[str, Said]]]], source: str) -> pa.RecordBatch:
-    """Column by column, which takes a fraction of the time of records as objects."""
-    said = [one for _, dialogues in kept for _, one in dialogues]
-    turns = [turn for one in said for turn in one.turns]
-    dialogue_type = SCHEMA.field("dialogues").type.value_type
-    turn_type = dialogue_type.field("turns").type.value_type
-    box_type = SCHEMA.field("boxes").type.value_type
-    columns = {
-        "id": pa.array([name for _, dialogues in kept for name, _ in dialogues], pa.string()),
-        "subset": pa.array([one.subset for one in said], pa.string()),
-        "task": pa.array([one.task for one in said], pa.string()),
-        "style": pa.array([one.style for one in said], pa.string()),
-        "turns": _lists(
-            [len(one.turns) for one in said],
-            pa.StructArray.from_arrays(
-                [
-                    pa.array([turn.question for turn in turns], pa.string()),
-                    pa.array([turn.answer for turn in turns], pa.string()),
-                ],
-                fields=list(turn_type),
-            ),
-        ),
-    }
-    boxes = [box for image, _ in kept for box in image.boxes]
-    points = _lists(
-        [len(box.points) for box in boxes], pa.array([number for box in boxes for number in box.points], pa.float64())
-    )
-    images = [image for image, _ in kept]
-    return pa.record_batch(
-        [
-            _lists([1] * len(images), pa.array([image.image for image in images], pa.string())),
-            pa.array([image.width for image in images], pa.int32()),
-            pa.array([image.height for image in images], pa.int32()),
-            pa.array([source] * len(images), pa.string()),
-            pa.array([image.split for image in images], pa.string()),
-            pa.nulls(len(images), pa.string()),
-            pa.array([image.resolution_m for image in images], pa.float64()),
-            _lists(
-                [len(image.boxes) for image in images],
-                pa.StructArray.from_arrays(
-                    [pa.array([box.label for box in boxes], pa.string()), points], fields=list(box_type)
-                ),
-            ),
-            _lists(
-                [len(dialogues) for _, dialogues in kept],
-                pa.StructArray.from_arrays(
-                    [columns[field.name] for field in dialogue_type], fields=list(dialogue_type)
-                ),
-            ),
-        ],
-        SCHEMA,
-    )
-
-
-def _lists(lengths: Sequence[int], values: pa.Array) -> pa.ListArray:
-    """Values cut into lists of these lengths."""
-    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), values)
