@@ -49,6 +49,15 @@ def test_conversion_is_measured_at_several_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_building_texts_is_measured_at_several_sizes(tmp_path: Path) -> None:
+    out = tmp_path / "text_from_boxes.json"
+    run_script(ROOT / "benchmarks/text_from_boxes.py", "--images", 200, 400, "--out", out)
+    small, large = json.loads(out.read_text())["runs"]
+    assert large["boxes"] == 2 * small["boxes"] == 1000 and 1.8 < large["dialogues"] / small["dialogues"] < 2.2
+    assert all(run[key] > 0 for run in (small, large) for key in ("seconds", "peak_bytes"))
+
+
+@pytest.mark.slow
 def test_ways_to_tune_are_measured_beside_plain_lora(tmp_path: Path) -> None:
     out = tmp_path / "ways.json"
     words = ["--ways", "lora", "qlora", "--steps", 1, "--images", 8, "--out", out]
