@@ -1,6 +1,6 @@
 """The guard of rewritten captions: what loses, changes, adds or blurs a fact, or is not read for sure, is refused.
 
-It compares what `rewrite_reading` reads in the caption and in the rewrite. Where the wording lists the words that it
+It compares what `reading` reads in the caption and in the rewrite. Where the wording lists the words that it
 knows (`reading.known`), others are refused; elsewhere only those of `reading.refused` are, and a thing that is no
 class of the set and not among them passes unseen.
 """
