@@ -9,6 +9,9 @@ from sarlang_sft.language.truth import Picture
 from sarlang_sft.language.wording import CAPTION_FAMILIES
 from sarlang_sft.records import Turn
 
+Check = Callable[[Reader, Picture, Reading], str | None]
+"""Why a caption is not true by a reading of it, or None."""
+
 
 class Counted(NamedTuple):
     """`1 ship`, `14 tanks`: a class, its number where it is said, and whether the words are those for one."""
@@ -46,26 +49,20 @@ def _fits(counted: Counted, number: int) -> bool:
     return (number == 1) == counted.one and number > 0 and counted.number in (None, number)
 
 
-def _general(reader: Reader, picture: Picture, reading: Reading) -> str | None:
-    for item in split_list(reader, "kinds", reading.values["kinds"]):
-        meant = _counted(reader, item, "kind_one", "kind_many")
-        if not any(_fits(one, len(picture.numbers_of(one.thing))) for one in meant):
-            return f"says {item!r}, which the boxes do not"
-    return _said_once(reader, reading, "kinds", ("kind_one", "kind_many"))
+def _list_of(slot: str, one: str, many: str) -> Check:
+    """A list of classes, each named once, in the number that the boxes have of it."""
 
+    def check(reader: Reader, picture: Picture, reading: Reading) -> str | None:
+        said: list[Thing] = []
+        for item in split_list(reader, slot, reading.values[slot]):
+            meant = _counted(reader, item, one, many)
+            fitting = [counted.thing for counted in meant if _fits(counted, len(picture.numbers_of(counted.thing)))]
+            if not fitting:
+                return f"says {item!r}, which the boxes do not"
+            said += fitting[:1]
+        return None if said and len({*said}) == len(said) else "names a class twice, or none"
 
-def _complex(reader: Reader, picture: Picture, reading: Reading) -> str | None:
-    for item in split_list(reader, "groups", reading.values["groups"]):
-        meant = _counted(reader, item, "one", "many")
-        if not any(_fits(one, len(picture.numbers_of(one.thing))) for one in meant):
-            return f"says {item!r}, which the boxes do not"
-    return _said_once(reader, reading, "groups", ("one", "many"))
-
-
-def _said_once(reader: Reader, reading: Reading, slot: str, parts: tuple[str, str]) -> str | None:
-    items = split_list(reader, slot, reading.values[slot])
-    things = [one.thing for item in items for one in _counted(reader, item, *parts)[:1]]
-    return None if items and len({*things}) == len(things) else "names a class twice, or none"
+    return check
 
 
 def _groups_there(reader: Reader, picture: Picture, text: str, place: str) -> Iterator[tuple[Counted, list[int]]]:
@@ -114,9 +111,9 @@ def _relative(reader: Reader, picture: Picture, reading: Reading) -> str | None:
     return f"says {relation} {values['the_group']!r}, which the boxes do not"
 
 
-_CHECKS: dict[str, Callable[[Reader, Picture, Reading], str | None]] = {
-    "general": _general,
-    "complex": _complex,
+_CHECKS: dict[str, Check] = {
+    "general": _list_of("kinds", "kind_one", "kind_many"),
+    "complex": _list_of("groups", "one", "many"),
     "absolute_region": _absolute,
     "relative_region": _relative,
 }

@@ -1,6 +1,6 @@
 """The words by which captions are read without their templates: all that a wording and the classes of a set give.
 
-Nothing is known of a language here but what its wording lists; `rewrite_reading` reads with it.
+Nothing is known of a language here but what its wording lists; `reading` reads with it.
 """
 
 import re
