@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sarlang_sft.annotations.accounts import account_for, print_accounts, problem_lines
-from sarlang_sft.annotations.cleaning import label_images
+from sarlang_sft.annotations.cleaning import carve_images, label_images
 from sarlang_sft.annotations.model import AnnotationOptions
 from sarlang_sft.annotations.reading import FORMATS, read_annotations
 from sarlang_sft.configuration import parse_arguments
@@ -26,7 +26,7 @@ from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.language.building import TextArguments, build_texts
 from sarlang_sft.language.card import write_card
 from sarlang_sft.language.wording import read_wording
-from sarlang_sft.records import DATA_FOLDER, SPLITS, carve_unstated, check_fraction, print_manifest, write_data_folder
+from sarlang_sft.records import DATA_FOLDER, SPLITS, check_fraction, print_manifest, write_data_folder
 from sarlang_sft.whole_output import check_replaceable
 
 
@@ -81,17 +81,17 @@ def main() -> None:
     options = AnnotationOptions(args.class_names, args.voc_corners, args.min_area, args.count_components)
     annotations = read_annotations(args.annotations, args.format, args.split, options)
     images, problems = label_images(annotations, Path(args.image_root), args.keep_difficult)
+    images = carve_images(images, {"test": args.test_fraction, "val": args.val_fraction})
     built = build_texts(images, annotations.classes, args.source, wording, texts)
-    records = carve_unstated(built.records, {"test": args.test_fraction, "val": args.val_fraction})
-    accounts = account_for(annotations, images, problems)
+    accounts = account_for(annotations, images, problems) | {"without_texts": len(images) - len(built.records)}
     facts = {"annotations": accounts, "classes": built.classes, **texts.facts(wording)}
     files = {
         "annotations.jsonl": problem_lines(problems),
-        "card.md": write_card(records, facts, args.source),
+        "card.md": write_card(built.records, facts, args.source),
         "wording.yaml": wording.dump(),
     }
     out, inputs = Path(args.out), annotations.inputs
-    manifest = write_data_folder(out, records, built.rejections, Path(args.image_root), inputs, facts, files)
+    manifest = write_data_folder(out, built.records, built.rejections, Path(args.image_root), inputs, facts, files)
     print_accounts(accounts)
     print_manifest(manifest)
     print(f"Data folder: {out}; what was built: {out / 'card.md'}")

@@ -2,8 +2,8 @@
 
     python data_prep/convert_folders.py --root MSTAR --out data/mstar --source MSTAR
 
-Every image gets its class as a question, a yes and a no question (balanced), and captions of the families General and
-Complex: the class, and what it is a kind of where the wording says so (docs/text_from_boxes.md).
+Every image gets its class as a question, yes and no questions (as many with each class), and captions of the families
+General and Complex: the class, and what it is a kind of where the wording says so (docs/text_from_boxes.md).
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,11 @@ class FolderArguments:
     val_fraction: float = field(default=0.02, metadata={"help": "Part of train that becomes val if there is no val/."})
     wording: str = field(default="en", metadata={"help": "Words of the texts: a built-in wording, or a file."})
     captions: int = field(default=5, metadata={"help": "Captions of an image, as far as the wording has so many."})
-    seed: int = field(default=0, metadata={"help": "Draws forms and the classes of the no questions."})
+    seed: int = field(default=0, metadata={"help": "Draws forms, and the classes that are asked for."})
+
+    def __post_init__(self) -> None:
+        if min(self.captions, self.seed) < 0:
+            raise ValueError("--captions and --seed must be 0 or more")
 
 
 def main() -> None:

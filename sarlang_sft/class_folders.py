@@ -2,30 +2,43 @@
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import IMAGE_SUFFIXES, header_size
+from sarlang_sft.language.balance import balance
 from sarlang_sft.language.captions import chip_captions
-from sarlang_sft.language.dialogues import Said
+from sarlang_sft.language.dialogues import Said, YesNo
 from sarlang_sft.language.things import Thing, name_things
 from sarlang_sft.language.wording import Wording
-from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve_val, to_table
+from sarlang_sft.records import Dialogue, Record, Rejection, Turn, carve, to_table
 from sarlang_sft.splits import SPLIT_NAMES
 
 FOLDERS = "folders"  # subset
 
 
+class _Chip(NamedTuple):
+    """An image of one object."""
+
+    image: str
+    width: int
+    height: int
+    split: str
+    thing: Thing
+
+
 def convert_folders(
     root: Path, source: str, val_fraction: float, wording: Wording, captions: int, seed: int
 ) -> tuple[pa.Table, list[Rejection], dict[str, str]]:
-    """Dialogues of every image, at any depth: its class, a yes and a no question, and captions.
+    """Dialogues of every image, at any depth: its class, yes and no questions, and captions.
 
-    The class asked for by the no question, and the forms, are drawn by `seed` and the image's path. Folder names are
+    In every split each class is asked for in as many images that show it as in images that do not. Folder names are
     the class names. Captions say the class, and what it is a kind of where the wording knows; an image is taken to
     show one object. `val` is carved from `train` where there is no folder for it.
 
@@ -37,8 +50,8 @@ def convert_folders(
         InputError: There is no split folder, fewer than two classes, or texts could not tell two of them apart.
 
     Returns:
-        Records as a table, the rejections of every file that is in none of them, and one hash of all file names and
-        sizes.
+        Records as a table, the rejections of every file that is in none of them (one for each dialogue that an image
+        gets on average), and one hash of all file names and sizes.
     """
     if not root.is_dir():
         raise InputError(f"--root {root}: no such folder")
@@ -49,8 +62,7 @@ def convert_folders(
     things = name_things(classes, wording)
     if len({*things.values()}) < 2:
         raise InputError(f"--root {root}: needs at least two class folders in its splits, found {classes}")
-    most = len(list(_say(things[classes[0]], things, captions, wording, random.Random(seed))))
-    records: list[Record] = []
+    chips: list[_Chip] = []
     rejections: list[Rejection] = []
     files = [(split, path) for split in splits for path in sorted(split.rglob("*")) if not path.is_dir()]
     listing = hashlib.sha256()
@@ -64,35 +76,41 @@ def convert_folders(
         else:
             size = header_size(root, relative)
         if isinstance(size, str):
-            rejections += [Rejection(relative, row, relative, size) for row in range(1, most + 1)]
-            continue
-        label = path.relative_to(split).parts[0]
-        said = _say(things[label], things, captions, wording, random.Random(f"{seed}/{relative}"))
+            rejections += [Rejection(relative, row, relative, size) for row in range(1, 4 + captions)]
+        else:
+            chips.append(_Chip(relative, *size, splits[split], things[path.relative_to(split).parts[0]]))
+    fractions = {} if "val" in splits.values() else {"val": val_fraction}
+    carved = carve([chip.split for chip in chips], [[chip.image] for chip in chips], fractions)
+    chips = [chip._replace(split=split) for chip, split in zip(chips, carved, strict=True)]
+    records = []
+    for chip, checks in zip(chips, _choose_checks(chips, np.random.default_rng(seed)), strict=True):
+        said = _say(chip.thing, checks, captions, wording, random.Random(f"{seed}/{chip.image}"))
         dialogues = [
-            Dialogue(f"{relative}:{row}", one.subset, one.task, list(one.turns), one.style)
+            Dialogue(f"{chip.image}:{row}", one.subset, one.task, list(one.turns), one.style)
             for row, one in enumerate(said, 1)
         ]
-        records.append(Record([relative], *size, source, splits[split], dialogues=dialogues))
-    table = to_table(records)
-    if "val" not in splits.values():
-        table = carve_val(table, val_fraction)
-    return table, rejections, {".": listing.hexdigest()}
+        records.append(Record([chip.image], chip.width, chip.height, source, chip.split, dialogues=dialogues))
+    return to_table(records), rejections, {".": listing.hexdigest()}
 
 
-def _say(
-    thing: Thing, things: Mapping[str, Thing], captions: int, wording: Wording, rng: random.Random
-) -> Iterator[Said]:
+def _choose_checks(chips: Sequence[_Chip], rng: np.random.Generator) -> list[list[YesNo]]:
+    """The classes that each image is asked for: in every split as often with yes as with no."""
+    different = list(dict.fromkeys(chip.thing for chip in chips))
+    there = np.array([[chip.thing == thing for thing in different] for chip in chips], bool).reshape(
+        len(chips), len(different)
+    )
+    return balance(different, there, ~there, np.ones_like(there), [chip.split for chip in chips], rng)
+
+
+def _say(thing: Thing, checks: Sequence[YesNo], captions: int, wording: Wording, rng: random.Random) -> Iterator[Said]:
     """All that is said of an image of one object."""
-    other = rng.choice([one for one in dict.fromkeys(things.values()) if one is not thing])
-    answers = wording.parts
-    asked = [
-        ("classification", "chips.category", thing, answers["answers.class"].fill(thing.forms())),
-        ("identification", "questions.identification", thing, answers["answers.yes"].fill({})),
-        ("identification", "questions.identification", other, answers["answers.no"].fill({})),
-    ]
-    for task, form, meant, answer in asked:
-        question = wording.ask(rng.choice(wording.sets[form]).fill(meant.forms()))
-        yield Said(FOLDERS, task, None, (Turn(question, answer),))
+    question = wording.ask(rng.choice(wording.sets["chips.category"]).fill({}))
+    answer = wording.parts["answers.class"].fill(thing.forms())
+    yield Said(FOLDERS, "classification", None, (Turn(question, answer),))
+    for asked, yes in checks:
+        question = wording.ask(rng.choice(wording.sets["questions.identification"]).fill(asked.forms()))
+        answer = wording.parts["answers.yes" if yes else "answers.no"].fill({})
+        yield Said(FOLDERS, "identification", None, (Turn(question, answer),))
     yield from chip_captions(thing, captions, FOLDERS, wording, rng)
 
 

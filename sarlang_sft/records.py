@@ -375,35 +375,32 @@ def check_fraction(fraction: float, option: str = "--val_fraction") -> None:
 
 def carve_val(records: pa.Table, fraction: float) -> pa.Table:
     """Move `fraction` of the training images to `val`, see [`carve`]."""
-    return carve(records, fraction, "val")
+    splits, images = records["split"].to_pylist(), records["images"].to_pylist()
+    carved = carve(splits, images, {"val": fraction})
+    return records.set_column(records.schema.get_field_index("split"), "split", pa.array(carved, pa.string()))
 
 
-def carve(records: pa.Table, fraction: float, split: str, option: str = "--val_fraction") -> pa.Table:
-    """Move `fraction` of the training images to a split: those with the smallest hash of their names, whole images.
+def carve(splits: Sequence[str], images: Sequence[Sequence[str]], fractions: Mapping[str, float]) -> list[str]:
+    """The splits, with `fraction` of the training images moved to each split named, one split after the other.
 
-    The choice depends on the file names without suffix alone, so that it survives a change of texts, of row order and
-    of the image root: the optical twins of radar images are carved alike.
+    Those with the smallest hash of their names are moved, whole images. The choice depends on the file names without
+    suffix alone, so that it survives a change of texts, of row order and of the image root: the optical twins of radar
+    images are carved alike.
     """
-    check_fraction(fraction, option)
-    splits = records["split"].to_pylist()
-    names = records["images"].to_pylist()
-    train = [row for row, own in enumerate(splits) if own == "train"]
+    carved = list(splits)
+    train = [row for row, split in enumerate(splits) if split == "train"]
     key = {
-        row: hashlib.sha256("\n".join(PurePath(image).stem for image in names[row]).encode()).digest() for row in train
+        row: hashlib.sha256("\n".join(PurePath(image).stem for image in images[row]).encode()).digest()
+        for row in train
     }
-    wanted = max(1, round(fraction * len(train))) if fraction > 0 and len(train) > 1 else 0
-    for row in sorted(train, key=key.__getitem__)[:wanted]:
-        splits[row] = split
-    return records.set_column(records.schema.get_field_index("split"), "split", pa.array(splits, pa.string()))
-
-
-def carve_unstated(records: pa.Table, fractions: Mapping[str, float]) -> pa.Table:
-    """[`carve`] every split that no record has, one after the other, each from what is left of `train`."""
-    stated = {*pc.unique(records["split"]).to_pylist()}
+    train.sort(key=key.__getitem__)
     for split, fraction in fractions.items():
-        if split not in stated:
-            records = carve(records, fraction, split, f"--{split}_fraction")
-    return records
+        check_fraction(fraction, f"--{split}_fraction")
+        wanted = max(1, round(fraction * len(train))) if fraction > 0 and len(train) > 1 else 0
+        for row in train[:wanted]:
+            carved[row] = split
+        train = train[wanted:]
+    return carved
 
 
 def file_hash(path: Path) -> str:

@@ -11,7 +11,9 @@ from sarlang_sft.scoring.vocabulary import VOCABULARY
 # Tokens of all families: those that converters refuse, and the plain names of Llama's and the videos'.
 SPECIAL_TOKENS = re.compile(rf"{SPECIAL_TOKEN.pattern}|</?s>|<unk>|<pad>|<video>")
 # Without the joiners U+200C and U+200D and the marks of direction U+200E and U+200F, which some scripts need.
-CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffd]")
+CONTROL_CHARACTERS = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffd]"
+)
 _BOX_LIKE = re.compile(r"<box:[^>]*>?")
 
 _WORD = re.compile(r"[^\W_]+")

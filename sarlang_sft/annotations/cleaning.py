@@ -1,6 +1,8 @@
 """From what annotations say to images with clean boxes: nothing is dropped that is not counted with its reason."""
 
+import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -11,11 +13,11 @@ from sarlang_sft.annotations.geometry import as_upright, fit_box, in_pixels
 from sarlang_sft.annotations.labels import clean_label, is_text, label_problem
 from sarlang_sft.annotations.model import LabelledImage, MarkedBox, MarkedImage, Problem
 from sarlang_sft.annotations.reading import AnnotationSet
-from sarlang_sft.boxes import Points
+from sarlang_sft.boxes import Points, corners
 from sarlang_sft.image_files import header_size
 from sarlang_sft.image_lookup import ImageFolder, NoImageError
 from sarlang_sft.processes import in_processes
-from sarlang_sft.records import Box
+from sarlang_sft.records import Box, carve
 from sarlang_sft.sarlang import HEADERS_AT_ONCE
 
 OF_BAD_IMAGE = "of an image that cannot be used"
@@ -79,6 +81,18 @@ def label_images(
     return images, problems
 
 
+def carve_images(images: list[LabelledImage], fractions: Mapping[str, float]) -> list[LabelledImage]:
+    """Images with a part of `train` moved to each split that none of them is in; see [`carve`].
+
+    Args:
+        fractions: Of the training images, by split; carved one after the other.
+    """
+    stated = {image.split for image in images}
+    unstated = {split: fraction for split, fraction in fractions.items() if split not in stated}
+    splits = carve([image.split for image in images], [[image.image] for image in images], unstated)
+    return [replace(image, split=split) for image, split in zip(images, splits, strict=True)]
+
+
 def _locate(image: MarkedImage, folder: ImageFolder) -> str:
     """Its path relative to the image root; raises NoImageError with the reason if it cannot be used."""
     if image.problem:
@@ -127,7 +141,7 @@ def _clean(
     """One image from all that is said about it in one split; what is wrong with its boxes goes to `problems`."""
     boxes: list[Box] = []
     unsure = {_askable(label) for image in group for label in image.unsure}
-    seen: set[tuple[str, tuple[float, ...]]] = set()
+    seen: set[tuple[object, ...]] = set()
     for image in group:
         for box in image.boxes:
             label = clean_label(box.label)
@@ -138,17 +152,24 @@ def _clean(
                 problems.append(_of_box(image, box, fitting))
                 unsure.add(_askable(label))
                 continue
-            key = label, tuple(points)
+            points, clipped = fitting
+            key = _same_object(label, points)
             if key in seen:
                 problems.append(_of_box(image, box, TWICE))
                 continue
             seen.add(key)
-            points, clipped = fitting
             if clipped:
                 problems.append(_of_box(image, box, CLIPPED, used=True))
             boxes.append(Box(label, points))
     resolution_m = next((image.resolution_m for image in group if image.resolution_m is not None), None)
     return LabelledImage(path, *size, group[0].split, boxes, frozenset(unsure), resolution_m)
+
+
+def _same_object(label: str, points: Points) -> tuple[object, ...]:
+    """What two annotations of one object share, however the class is spelt and from whichever corner it is drawn."""
+    return " ".join(re.split(r"[\s_-]+", label.casefold())), *sorted(
+        (round(x, 3), round(y, 3)) for x, y in corners(points)
+    )
 
 
 def _stored_points(box: MarkedBox, image: MarkedImage, size: tuple[int, int]) -> Points:

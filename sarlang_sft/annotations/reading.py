@@ -31,21 +31,23 @@ class AnnotationFormat:
         looks_right: Whether a file of such a suffix begins as this format does; None: that cannot be told.
         holds_sets: A file holds many images, so that its own name may state the split; others are named as their
             image is.
+        numbers_classes: Its files name classes by numbers, whose names stand elsewhere.
     """
 
     suffixes: tuple[str, ...]
     read: Reader
     looks_right: Callable[[Path], bool] | None
     holds_sets: bool = False
+    numbers_classes: bool = False
 
 
 FORMATS = {
     "coco": AnnotationFormat((".json",), read_coco, looks_like_coco, holds_sets=True),
     "voc": AnnotationFormat((".xml",), read_voc, looks_like_voc),
-    "yolo": AnnotationFormat((".txt",), read_yolo, looks_like_yolo),
+    "yolo": AnnotationFormat((".txt",), read_yolo, looks_like_yolo, numbers_classes=True),
     "dota": AnnotationFormat((".txt",), read_dota, looks_like_dota),
-    "class_masks": AnnotationFormat(MASK_SUFFIXES, read_class_masks, None),
-    "instance_masks": AnnotationFormat(MASK_SUFFIXES, read_instance_masks, None),
+    "class_masks": AnnotationFormat(MASK_SUFFIXES, read_class_masks, None, numbers_classes=True),
+    "instance_masks": AnnotationFormat(MASK_SUFFIXES, read_instance_masks, None, numbers_classes=True),
 }
 
 
@@ -119,6 +121,8 @@ def read_annotations(
         files.extend(_source_file(path, source, common, origin.holds_sets, split) for path in paths)
     reading = origin.read(files, options or AnnotationOptions())
     if options and options.class_names:
+        if not origin.numbers_classes:
+            raise InputError(f"--class_names {options.class_names}: {format} names its classes itself; leave it out")
         inputs[options.class_names] = file_hash(Path(options.class_names))
     labels = dict.fromkeys(map(clean_label, reading.classes))
     classes = [label for label in labels if not label_problem(label)]

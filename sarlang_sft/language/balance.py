@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sarlang_sft.annotations.model import LabelledImage
-from sarlang_sft.boxes import upright
 from sarlang_sft.language.dialogues import YesNo
-from sarlang_sft.language.facts import SAME_PLACE
-from sarlang_sft.language.places import overlap_of
+from sarlang_sft.language.facts import plain_boxes
 from sarlang_sft.language.things import Thing
 
 
@@ -23,23 +21,16 @@ def choose_identifications(
 
     Classes that an image is unsure of are not asked for unless a box shows one.
     """
-    columns = {thing: column for column, thing in enumerate(dict.fromkeys(things.values()))}
-    there = np.zeros((len(images), len(columns)), bool)
-    absent = np.ones_like(there)
+    different = list(dict.fromkeys(things.values()))
+    columns = {label: different.index(thing) for label, thing in things.items()}
+    there = np.zeros((len(images), len(different)), bool)
+    unsure = np.zeros_like(there)
     for row, image in enumerate(images):
-        there[row, [columns[things[label]] for label in {box.label for box in image.boxes}]] = True
-        absent[row, [columns[things[label]] for label in image.unsure if label in things]] = False
-        absent[row] &= "" not in image.unsure
-    absent &= ~there
-    splits = np.array([image.split for image in images])
-    filled = there.any(axis=1)
-    chosen: list[list[YesNo]] = [[] for _ in images]
-    for split in dict.fromkeys(splits.tolist()):
-        for thing, column in columns.items():
-            of_split = splits == split
-            yes, no = np.flatnonzero(of_split & there[:, column]), np.flatnonzero(of_split & absent[:, column])
-            _balance(thing, yes, no, filled, chosen, rng)
-    return chosen
+        there[row, [columns[label] for label in {box.label for box in image.boxes}]] = True
+        unsure[row, [columns[label] for label in image.unsure if label in columns]] = True
+        unsure[row] |= "" in image.unsure
+    preferred = np.repeat(there.any(axis=1, keepdims=True), len(different), axis=1)
+    return balance(different, there, ~there & ~unsure, preferred, [image.split for image in images], rng)
 
 
 def choose_named_boxes(
@@ -50,51 +41,45 @@ def choose_named_boxes(
     A box in whose place lies one of another class is not chosen. Of the classes that a box is not, those that the
     image has elsewhere are preferred.
     """
-    numbers = [_plain_box(image, things, rng) for image in images]
-    chosen: list[list[YesNo]] = [[] for _ in images]
-    own = [
-        None if number is None else things[image.boxes[number].label]
-        for image, number in zip(images, numbers, strict=True)
-    ]
-    present = [{things[box.label] for box in image.boxes} for image in images]
-    for split in dict.fromkeys(image.split for image in images):
-        rows = np.array([row for row, image in enumerate(images) if image.split == split and own[row] is not None])
-        for thing in dict.fromkeys(things.values()):
-            of_thing = np.array([own[row] == thing for row in rows], bool)
-            hard = np.zeros(len(images), bool)
-            hard[[row for row in rows if thing in present[row]]] = True
-            _balance(thing, rows[of_thing], rows[~of_thing], hard, chosen, rng)
-    return numbers, chosen
+    different = list(dict.fromkeys(things.values()))
+    columns = {label: different.index(thing) for label, thing in things.items()}
+    there = np.zeros((len(images), len(different)), bool)
+    present = np.zeros_like(there)
+    numbers: list[int | None] = []
+    for row, image in enumerate(images):
+        plain = plain_boxes(image.boxes, [things[box.label] for box in image.boxes])
+        number = plain[int(rng.integers(len(plain)))] if plain else None
+        numbers.append(number)
+        if number is not None:
+            there[row, columns[image.boxes[number].label]] = True
+            present[row, [columns[label] for label in {box.label for box in image.boxes}]] = True
+    absent = there.any(axis=1, keepdims=True) & ~there
+    return numbers, balance(different, there, absent, present, [image.split for image in images], rng)
 
 
-def _balance(
-    thing: Thing,
-    yes: np.ndarray,
-    no: np.ndarray,
+def balance(
+    things: Sequence[Thing],
+    there: np.ndarray,
+    absent: np.ndarray,
     preferred: np.ndarray,
-    chosen: list[list[YesNo]],
+    splits: Sequence[str],
     rng: np.random.Generator,
-) -> None:
-    """Ask for a class in as many images that have it as in images that do not.
+) -> list[list[YesNo]]:
+    """For every image the classes that are asked for: in each split each in as many with it as without it.
 
     Args:
-        yes, no: Numbers of images.
-        preferred: (images,) bool; among `no`, these come first.
+        there, absent: (images, things) bool; where both are False, a class may not be asked for.
+        preferred: (images, things) bool; of the images without a class, these come first.
     """
-    count = min(len(yes), len(no))
-    no = rng.permutation(no)
-    first = no[np.argsort(~preferred[no], kind="stable")][:count]
-    for rows, verdict in ((rng.permutation(yes)[:count], True), (first, False)):
-        for row in rows.tolist():
-            chosen[row].append(YesNo(thing, verdict))
-
-
-def _plain_box(image: LabelledImage, things: Mapping[str, Thing], rng: np.random.Generator) -> int | None:
-    if not image.boxes:
-        return None
-    number = int(rng.integers(len(image.boxes)))
-    own, extent = things[image.boxes[number].label], upright(image.boxes[number].points)
-    same_place = any(
-        things[box.label] is not own and overlap_of(extent, upright(box.points)) >= SAME_PLACE for box in image.boxes
-    )
-    return None if same_place else number
+    chosen: list[list[YesNo]] = [[] for _ in splits]
+    of_image = np.array(splits)
+    for split in dict.fromkeys(splits):
+        for column, thing in enumerate(things):
+            in_split = of_image == split
+            yes, no = (rng.permutation(np.flatnonzero(in_split & of[:, column])) for of in (there, absent))
+            no = no[np.argsort(~preferred[no, column], kind="stable")]
+            count = min(len(yes), len(no))
+            for rows, verdict in ((yes[:count], True), (no[:count], False)):
+                for row in rows.tolist():
+                    chosen[row].append(YesNo(thing, verdict))
+    return chosen

@@ -1,8 +1,8 @@
 """Boxes of a set to records with dialogues: every text built, read back and checked, in several processes."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice
 from random import Random
@@ -20,7 +20,7 @@ from sarlang_sft.language.checking import check_dialogue
 from sarlang_sft.language.dialogues import Said, YesNo, grounding, vqa
 from sarlang_sft.language.facts import facts_of
 from sarlang_sft.language.reading import Reader, make_reader
-from sarlang_sft.language.things import name_things
+from sarlang_sft.language.things import Thing, name_of, name_things
 from sarlang_sft.language.truth import look_at
 from sarlang_sft.language.wording import Wording, make_wording
 from sarlang_sft.processes import in_processes
@@ -48,8 +48,8 @@ class TextArguments:
     def __post_init__(self) -> None:
         if unknown := {*self.texts} - {*TEXTS}:
             raise ValueError(f"--texts {' '.join(sorted(unknown))}: choose among {', '.join(TEXTS)}")
-        if not self.texts or self.captions < 0 or self.boxes_asked < 0:
-            raise ValueError("--texts must name something; --captions and --boxes_asked must not be negative")
+        if not self.texts or min(self.captions, self.boxes_asked, self.seed) < 0:
+            raise ValueError("--texts must name something; --captions, --boxes_asked and --seed must be 0 or more")
 
     def facts(self, wording: Wording) -> dict[str, Any]:
         """For the manifest: what decides the texts of given boxes."""
@@ -104,6 +104,7 @@ def build_texts(
     if not labels:
         raise InputError(f"--annotations: no usable box in {len(images):,} images; there is nothing to speak of")
     things = name_things(labels, wording)
+    images = [_with_known_labels(image, things, wording) for image in images]
     rng = np.random.default_rng(arguments.seed)
     identifications = choose_identifications(images, things, rng)
     named, verifications = choose_named_boxes(images, things, rng)
@@ -114,6 +115,15 @@ def build_texts(
     built = list(in_processes(build, chunks, workers, 1, "chunks of images", "run it again with less beside it"))
     table = pa.concat_tables([records for records, _ in built])
     return Built(table, [one for _, rejections in built for one in rejections], list(labels))
+
+
+def _with_known_labels(image: LabelledImage, things: Mapping[str, Thing], wording: Wording) -> LabelledImage:
+    """The image, unsure of labels that `things` has wherever these mean the same class."""
+    if not image.unsure - things.keys():
+        return image
+    known = {thing.name.casefold(): label for label, thing in reversed(things.items())}
+    unsure = (known.get(name_of(label, wording).casefold(), label) for label in image.unsure)
+    return replace(image, unsure=frozenset(unsure))
 
 
 @lru_cache(maxsize=1)
@@ -131,7 +141,7 @@ def _build_some(
     records = []
     for task in tasks:
         image = task.image
-        picture = look_at(reader.labels, image.boxes, image.width, image.height)
+        picture = look_at(reader.labels, image.boxes, image.width, image.height, image.unsure)
         dialogues = []
         for row, said in enumerate(_say_all(task, reader, arguments), 1):
             problem = check_dialogue(reader, picture, said.subset, said.task, said.style, said.turns)
@@ -164,8 +174,7 @@ def say_everything(boxes: Sequence[Box], width: int, height: int, reader: Reader
     """All that can be said of one image, asked for every class: to try a wording."""
     things = list(dict.fromkeys(reader.labels.values()))
     facts = facts_of(boxes, width, height, frozenset(), reader.labels)
-    plain = [number for number in range(len(boxes)) if facts.is_plain(number)]
-    named = rng.choice(plain) if plain else None
+    named = rng.choice(facts.plain) if facts.plain else None
     verified = [] if named is None else [YesNo(thing, thing == facts.things[named]) for thing in things]
     yield from vqa(facts, [YesNo(thing, thing in facts.things) for thing in things], len(boxes), reader.wording, rng)
     yield from box_captions(facts, 2 * len(boxes) + 10, reader.wording, rng)

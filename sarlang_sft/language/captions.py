@@ -16,6 +16,7 @@ from sarlang_sft.language.wording import CAPTION_FAMILIES, Template, Wording
 from sarlang_sft.records import Turn
 
 CAPTIONS = "boxes_caption"  # subset
+PAIRS_TRIED = 50  # groups and others that may be related, of one image
 LONGEST_LIST = 3  # groups with their places in one caption
 FAMILY_PROMPTS = {family: f"prompts.{family}" for family in CAPTION_FAMILIES}
 CHIP_PROMPTS = {"general": "prompts.general", "complex": "prompts.kind"}
@@ -25,16 +26,18 @@ Placed = tuple[Group, str]
 
 
 def box_captions(facts: Facts, number: int, wording: Wording, rng: Random) -> Iterator[Said]:
-    """Up to `number` different captions, of the families that the boxes allow in turn."""
+    """Up to `number` different captions, of the families that the boxes allow in turn.
+
+    General and Complex name every class, and are left out where one is not known for sure.
+    """
     groups = [group for group in facts.groups if group.sure]
     if not groups:
         return
-    texts = {
-        "general": _general(groups, wording, rng),
-        "complex": _complex(groups, wording, rng),
-        "absolute_region": _absolute(groups, wording, rng),
-        "relative_region": _relative(facts, groups, wording, rng),
-    }
+    texts = {}
+    if facts.complete and len(groups) == len(facts.groups):
+        texts = {"general": _general(groups, wording, rng), "complex": _complex(groups, wording, rng)}
+    texts["absolute_region"] = _absolute(groups, wording, rng)
+    texts["relative_region"] = _relative(facts, groups, wording, rng)
     yield from _in_turn(texts, FAMILY_PROMPTS, number, CAPTIONS, wording, rng)
 
 
@@ -108,7 +111,7 @@ def _relative(facts: Facts, groups: Sequence[Group], wording: Wording, rng: Rand
     placed = [(group, cell) for group in groups for cell in group.cells]
     pairs = [(one, other) for one in rng.sample(placed, len(placed)) for other in groups if other is not one[0]]
     templates = cycle(_shuffled("captions.relative_region", wording, rng))
-    for ((group, cell), other), template in islice(zip(pairs, templates, strict=False), 50):
+    for ((group, cell), other), template in islice(zip(pairs, templates, strict=False), PAIRS_TRIED):
         one = extent_of(facts.boxes[number].points for number in group.cells[cell])
         held = relations_of(one, extent_of(facts.boxes[number].points for number in other.numbers))
         if held:

@@ -1,7 +1,7 @@
 """A card of what was built from boxes: counts beside SARLANG-1M's, answers, balance, and what was left out."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -103,8 +103,13 @@ def _annotation_table(annotations: Mapping[str, Any]) -> list[str]:
     for what in ("images", "boxes"):
         of = annotations[what]
         lines.append(_row(what, of["read"], of["used"], _listed(of["left_out"]), _listed(of["changed"])))
-    notes: Sequence[str] = annotations["notes"]
-    return [*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]
+    notes: list[str] = [
+        *annotations["notes"],
+        f"images without boxes: {annotations['without_boxes']:,}",
+        f"images with a class that is not known in full: {annotations['unsure']:,}",
+        f"images of which nothing is said, and which are no records: {annotations['without_texts']:,}",
+    ]
+    return [*lines, "", *(f"- {note}" for note in notes)]
 
 
 def _listed(reasons: Mapping[str, int]) -> str:

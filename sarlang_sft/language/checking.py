@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from sarlang_sft.boxes import PLACEHOLDER
 from sarlang_sft.language.checking_captions import check_caption
 from sarlang_sft.language.reading import Reader, Reading, one_of, readings
-from sarlang_sft.language.things import Thing
 from sarlang_sft.language.truth import Picture
 from sarlang_sft.records import Turn
 
@@ -82,6 +81,8 @@ def _numbers(picture: Picture, reading: Reading) -> Sequence[int]:
 
 
 def _identification(reader: Reader, picture: Picture, reading: Reading, turns: Sequence[Turn]) -> str | None:
+    if not _numbers(picture, reading) and not picture.unsure.isdisjoint({None, *reading.things}):
+        return _NOT_KNOWN
     return _expect_verdict(reader, bool(_numbers(picture, reading)), turns[0].answer)
 
 
@@ -102,18 +103,22 @@ def _referring(reader: Reader, picture: Picture, reading: Reading, turns: Sequen
         asked = [float(number) for number in reading.values["area"][1:-1].split(",")]
     except ValueError:
         asked = []
-    meant: set[Thing] = {
-        thing
-        for number, thing in enumerate(picture.things)
+    meant = [
+        number
+        for number in range(len(picture.boxes))
         if len(asked) == 4
         and all(abs(one - other) <= ROUNDED for one, other in zip(picture.area(number), asked, strict=True))
-    }
-    if len(meant) != 1:
-        return f"asks about an area with boxes of {len(meant)} classes"
-    return _expect(reader, "answers.class", meant.pop().forms(), turns[0].answer)
+    ]
+    if not meant or not all(map(picture.alone, meant)):
+        return _NOT_ONE
+    if reading.values["area"] != f"[{', '.join(f'{number:.1f}' for number in asked)}]":
+        return "area is not written with one decimal"
+    return _expect(reader, "answers.class", picture.things[meant[0]].forms(), turns[0].answer)
 
 
 def _classification(reader: Reader, picture: Picture, reading: Reading, turns: Sequence[Turn]) -> str | None:
+    if not picture.all_known():
+        return _NOT_KNOWN
     names = [thing.name for thing in dict.fromkeys(picture.things)]
     answer = turns[0].answer
     before, after = reader.wording.parts["answers.classes"].texts
@@ -153,26 +158,28 @@ def _counted_and_located(reader: Reader, picture: Picture, reading: Reading, tur
     return counted or _expect_boxes(reader, _numbers(picture, reading), turns[1].answer)
 
 
-def _box_of(picture: Picture, reading: Reading) -> Thing | None:
-    """The class of the box that a question names; None if there is no such box."""
+def _box_of(picture: Picture, reading: Reading) -> int | None:
+    """The number of the box that a question names; None if there is none, or it does not tell what is meant."""
     number = int(PLACEHOLDER.fullmatch(reading.values["box"])[1])
-    return picture.things[number] if number < len(picture.things) else None
+    return number if number < len(picture.boxes) and picture.alone(number) else None
 
 
 def _named_box(reader: Reader, picture: Picture, reading: Reading, turns: Sequence[Turn]) -> str | None:
-    thing = _box_of(picture, reading)
-    if thing is None:
-        return "there is no such box"
-    return _expect(reader, "answers.class", thing.forms(), turns[0].answer)
+    number = _box_of(picture, reading)
+    if number is None:
+        return _NOT_ONE
+    return _expect(reader, "answers.class", picture.things[number].forms(), turns[0].answer)
 
 
 def _verified_box(reader: Reader, picture: Picture, reading: Reading, turns: Sequence[Turn]) -> str | None:
-    thing = _box_of(picture, reading)
-    if thing is None:
-        return "there is no such box"
-    return _expect_verdict(reader, reading.things == (thing,), turns[0].answer)
+    number = _box_of(picture, reading)
+    if number is None:
+        return _NOT_ONE
+    return _expect_verdict(reader, reading.things == (picture.things[number],), turns[0].answer)
 
 
+_NOT_ONE = "asks about no box, or about one in whose place lies another class"
+_NOT_KNOWN = "states what is not known for sure"
 _OF_ONE = "speaks of one object, and there is not one"
 
 
@@ -185,22 +192,31 @@ def _of_one(check: Check) -> Check:
     return checked
 
 
+def _of_known(check: Check) -> Check:
+    """A question about all objects of a class."""
+
+    def checked(reader: Reader, picture: Picture, reading: Reading, turns: Sequence[Turn]) -> str | None:
+        return check(reader, picture, reading, turns) if picture.unsure.isdisjoint(reading.things) else _NOT_KNOWN
+
+    return checked
+
+
 # By subset and task: the template sets that may have made the first question, how many turns follow from each, and
 # what checks them.
 _CHECKS: dict[tuple[str, str], dict[str, tuple[int, Check]]] = {
     ("boxes_vqa", "identification"): {"questions.identification": (1, _identification)},
-    ("boxes_vqa", "counting"): {"questions.counting": (1, _counting)},
+    ("boxes_vqa", "counting"): {"questions.counting": (1, _of_known(_counting))},
     ("boxes_vqa", "positioning"): {
-        "questions.positioning_one": (1, _of_one(_positioning)),
-        "questions.positioning_many": (1, _positioning),
+        "questions.positioning_one": (1, _of_known(_of_one(_positioning))),
+        "questions.positioning_many": (1, _of_known(_positioning)),
     },
     ("boxes_vqa", "referring"): {"questions.referring": (1, _referring)},
     ("boxes_vqa", "classification"): {"questions.classification": (1, _classification)},
     ("boxes_grounding", "grounding"): {
-        "grounding.locate_one": (1, _of_one(_located)),
-        "grounding.locate_many": (1, _located),
-        "grounding.locate_there": (1, _located_there),
-        "grounding.count_first": (2, _counted_and_located),
+        "grounding.locate_one": (1, _of_known(_of_one(_located))),
+        "grounding.locate_many": (1, _of_known(_located)),
+        "grounding.locate_there": (1, _of_known(_located_there)),
+        "grounding.count_first": (2, _of_known(_counted_and_located)),
     },
     ("boxes_grounding", "referring"): {"grounding.name_box": (1, _named_box)},
     ("boxes_grounding", "cross_identification"): {"grounding.verify_box": (1, _verified_box)},

@@ -50,9 +50,11 @@ def _fits(counted: Counted, number: int) -> bool:
 
 
 def _list_of(slot: str, one: str, many: str) -> Check:
-    """A list of classes, each named once, in the number that the boxes have of it."""
+    """A list of all classes, each named once, in the number that the boxes have of it."""
 
     def check(reader: Reader, picture: Picture, reading: Reading) -> str | None:
+        if picture.unsure:
+            return "names all classes where not all are known for sure"
         said: list[Thing] = []
         for item in split_list(reader, slot, reading.values[slot]):
             meant = _counted(reader, item, one, many)
@@ -60,7 +62,8 @@ def _list_of(slot: str, one: str, many: str) -> Check:
             if not fitting:
                 return f"says {item!r}, which the boxes do not"
             said += fitting[:1]
-        return None if said and len({*said}) == len(said) else "names a class twice, or none"
+        whole = len({*said}) == len(said) and {*said} == {*picture.numbers}
+        return None if whole else "names a class twice, or not all"
 
     return check
 
@@ -69,6 +72,8 @@ def _groups_there(reader: Reader, picture: Picture, text: str, place: str) -> It
     """What a group in a part of the image can mean, with the boxes of its class there."""
     cell = reader.places[place]
     for counted in _counted(reader, text, "one", "many"):
+        if counted.thing in picture.unsure:
+            continue
         yield counted, [number for number in picture.numbers_of(counted.thing) if picture.ninth(number) == cell]
 
 
@@ -105,7 +110,8 @@ def _relative(reader: Reader, picture: Picture, reading: Reading) -> str | None:
     for counted, there in _groups_there(reader, picture, values["group"], values["place"]):
         for other in _counted(reader, values["the_group"], "the_one", "the_many"):
             numbers = picture.numbers_of(other.thing)
-            fitting = _fits(counted, len(there)) and _fits(other, len(numbers)) and other.thing != counted.thing
+            different = other.thing != counted.thing and other.thing not in picture.unsure
+            fitting = different and _fits(counted, len(there)) and _fits(other, len(numbers))
             if fitting and picture.beyond(there, numbers, relation):
                 return None
     return f"says {relation} {values['the_group']!r}, which the boxes do not"

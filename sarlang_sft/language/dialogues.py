@@ -50,7 +50,8 @@ def vqa(facts: Facts, checks: Sequence[YesNo], most_boxes: int, wording: Wording
             answer = wording.parts["answers.region"].fill({"region": wording.regions[group.region]})
             yield _asked(VQA, "positioning", _ask(form, group.thing, wording, rng), answer)
     for number in _drawn(facts, most_boxes, rng):
-        question = _fill("questions.referring", {"area": area(facts.boxes[number].points)}, wording, rng)
+        asked = area(facts.boxes[number].points, facts.width, facts.height)
+        question = _fill("questions.referring", {"area": asked}, wording, rng)
         yield _asked(VQA, "referring", wording.ask(question), _class(facts.things[number], wording))
     if facts.groups and facts.complete:
         names = wording.parts["parts.listed"].fill({}).join(group.thing.name for group in facts.groups)
@@ -71,7 +72,7 @@ def grounding(
     """
     located = [group for group in facts.groups if group.sure and len(group.numbers) <= MOST_LOCATED]
     for group in located if len(located) <= most_boxes else rng.sample(located, most_boxes):
-        yield _located(group, wording, rng)
+        yield _located(facts, group, wording, rng)
     alone = [
         (group, cell) for group in located if not group.one for cell in group.cells if len(group.cells[cell]) == 1
     ]
@@ -79,7 +80,7 @@ def grounding(
         group, cell = rng.choice(alone)
         values = group.thing.forms() | {"place": wording.places[cell][0]}
         question = _fill("grounding.locate_there", values, wording, rng)
-        yield _asked(GROUNDING, "grounding", question, _boxes(group.cells[cell], wording))
+        yield _asked(GROUNDING, "grounding", question, _boxes(facts, group.cells[cell], wording))
     if named is not None:
         question = _fill("grounding.name_box", {"box": f"<box:{named}>"}, wording, rng)
         yield _asked(GROUNDING, "referring", question, _class(facts.things[named], wording))
@@ -88,16 +89,19 @@ def grounding(
         yield _asked(GROUNDING, "cross_identification", question, _verdict(yes, wording))
 
 
-def area(points: Sequence[float]) -> str:
-    """The upright rectangle around a box as SARLANG-1M writes it: `[x, y, w, h]` in pixels with one decimal."""
+def area(points: Sequence[float], width: int, height: int) -> str:
+    """What of the image is in the upright rectangle around a box, as SARLANG-1M writes it: `[x, y, w, h]` in pixels
+    with one decimal.
+    """
     left, top, right, bottom = upright(points)
+    left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
     return f"[{left:.1f}, {top:.1f}, {right - left:.1f}, {bottom - top:.1f}]"
 
 
-def _located(group: Group, wording: Wording, rng: Random) -> Said:
+def _located(facts: Facts, group: Group, wording: Wording, rng: Random) -> Said:
     """All objects of a class in one turn, or how many there are and then where."""
     values = group.thing.forms() | {"n": str(len(group.numbers))}
-    boxes = _boxes(group.numbers, wording)
+    boxes = _boxes(facts, group.numbers, wording)
     if group.one:
         return _asked(GROUNDING, "grounding", _fill("grounding.locate_one", values, wording, rng), boxes)
     if rng.random() < 0.5:
@@ -106,12 +110,9 @@ def _located(group: Group, wording: Wording, rng: Random) -> Said:
     return Said(GROUNDING, "grounding", None, (first, Turn(_fill("grounding.locate_them", {}, wording, rng), boxes)))
 
 
-def _drawn(facts: Facts, most_boxes: int, rng: Random) -> list[int]:
+def _drawn(facts: Facts, most_boxes: int, rng: Random) -> Sequence[int]:
     """Numbers of plain boxes, in their order."""
-    numbers: Sequence[int] = range(len(facts.boxes))
-    if len(numbers) > most_boxes:
-        numbers = sorted(rng.sample(numbers, most_boxes))
-    return [number for number in numbers if facts.is_plain(number)]
+    return facts.plain if len(facts.plain) <= most_boxes else sorted(rng.sample(facts.plain, most_boxes))
 
 
 def _asked(subset: str, task: str, question: str, answer: str) -> Said:
@@ -138,6 +139,8 @@ def _class(thing: Thing, wording: Wording) -> str:
     return wording.parts["answers.class"].fill(thing.forms())
 
 
-def _boxes(numbers: Sequence[int], wording: Wording) -> str:
+def _boxes(facts: Facts, numbers: Sequence[int], wording: Wording) -> str:
+    """Boxes from the top down, and from left to right: in one order, whatever that of the annotations."""
     joint = wording.parts["parts.boxes"].fill({})
-    return wording.parts["answers.boxes"].fill({"boxes": joint.join(f"<box:{number}>" for number in numbers)})
+    ordered = sorted(numbers, key=lambda number: upright(facts.boxes[number].points)[1::-1])
+    return wording.parts["answers.boxes"].fill({"boxes": joint.join(f"<box:{number}>" for number in ordered)})

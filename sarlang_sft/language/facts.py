@@ -4,8 +4,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
+import numpy as np
+
 from sarlang_sft.boxes import upright
-from sarlang_sft.language.places import cell_of, most, overlap_of, region_of
+from sarlang_sft.language.places import cell_of, most, region_of
 from sarlang_sft.language.things import Thing
 from sarlang_sft.records import Box
 
@@ -40,25 +42,36 @@ class Facts:
 
     Attributes:
         boxes: Of the record; labels are classes of the set.
+        width, height: Of the image in pixels.
         things: The class of each box.
+        plain: Numbers of the boxes that mark one object.
         groups: In the order of the set's classes.
         complete: No class is there but those of the groups.
     """
 
     boxes: Sequence[Box]
+    width: int
+    height: int
     things: Sequence[Thing]
+    plain: Sequence[int]
     groups: tuple[Group, ...]
     complete: bool
 
-    def is_plain(self, number: int) -> bool:
-        """Whether a box marks one object: no box of another class lies in its place."""
-        if len(self.groups) < 2:
-            return True
-        own, extent = self.things[number], upright(self.boxes[number].points)
-        return all(
-            thing is own or overlap_of(extent, upright(box.points)) < SAME_PLACE
-            for thing, box in zip(self.things, self.boxes, strict=True)
-        )
+
+def plain_boxes(boxes: Sequence[Box], things: Sequence[Thing]) -> list[int]:
+    """Numbers of the boxes that mark one object: none of another class lies in their place."""
+    if len({*things}) < 2:
+        return list(range(len(boxes)))
+    left, top, right, bottom = np.array([upright(box.points) for box in boxes]).T
+    width = np.minimum.outer(right, right) - np.maximum.outer(left, left)
+    height = np.minimum.outer(bottom, bottom) - np.maximum.outer(top, top)
+    common = np.maximum(width, 0) * np.maximum(height, 0)
+    areas = (right - left) * (bottom - top)
+    overlap = common / (np.add.outer(areas, areas) - common)
+    numbers = {thing: number for number, thing in enumerate(dict.fromkeys(things))}
+    kinds = np.array([numbers[thing] for thing in things])
+    hidden = ((overlap >= SAME_PLACE) & np.not_equal.outer(kinds, kinds)).any(axis=1)
+    return np.flatnonzero(~hidden).tolist()
 
 
 def facts_of(boxes: Sequence[Box], width: int, height: int, unsure: Set[str], things: Mapping[str, Thing]) -> Facts:
@@ -77,7 +90,8 @@ def facts_of(boxes: Sequence[Box], width: int, height: int, unsure: Set[str], th
     doubtful = {things.get(label) for label in unsure}
     present = numbers if len(numbers) < 2 else [thing for thing in dict.fromkeys(things.values()) if thing in numbers]
     groups = [_group(thing, numbers[thing], boxes, width, height, thing not in doubtful) for thing in present]
-    return Facts(boxes, of_boxes, tuple(groups), complete=doubtful <= numbers.keys())
+    plain = plain_boxes(boxes, of_boxes)
+    return Facts(boxes, width, height, of_boxes, plain, tuple(groups), complete=doubtful <= numbers.keys())
 
 
 def _group(thing: Thing, numbers: Sequence[int], boxes: Sequence[Box], width: int, height: int, sure: bool) -> Group:

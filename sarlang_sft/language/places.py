@@ -89,14 +89,3 @@ def relations_of(one: Extent, other: Extent) -> list[str]:
     elif one[0] >= other[2]:
         held.append("right")
     return held
-
-
-def overlap_of(one: Extent, other: Extent) -> float:
-    """Intersection over union of two rectangles, 0..1."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    common = width * height
-    both = (one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1])
-    return common / (both - common)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sarlang_sft.language.things import Thing
 from sarlang_sft.language.wording import SETS, Template, Wording
 
+_WHOLE = r"(?:0|[1-9]\d*)"
 _CLASS_SLOTS = ("class", "classes", "a_class")
 
 
@@ -73,7 +74,7 @@ def make_reader(wording: Wording, labels: Mapping[str, Thing]) -> Reader:
     places = {words[0]: cell for cell, words in wording.places.items()}
     relations = {words[0]: relation for relation, words in wording.relations.items()}
     spelt = {slot: one_of(spellings) for slot, spellings in forms.items()}
-    spelt |= {"n": r"\d+", "area": r"\[[-\d., ]+\]", "box": r"<box:\d+>"}
+    spelt |= {"n": _WHOLE, "area": r"\[[-\d., ]+\]", "box": f"<box:{_WHOLE}>"}
     spelt |= {"place": one_of(places), "relation": one_of(relations)}
     counted = ("one", "many", "the_one", "the_many", "kind_one", "kind_many")
     parts = {name: _phrase(wording.parts[f"parts.{name}"], spelt) for name in counted}
@@ -155,13 +156,13 @@ def read_part(reader: Reader, names: tuple[str, ...], text: str) -> list[tuple[s
 
 
 def split_list(reader: Reader, slot: str, text: str) -> list[str]:
-    """The items of a list that fills `slot`; empty if it is none."""
+    """The items of a list that fills `slot`; empty if it is none, or joined in another way than the wording's."""
     found, place = [], 0
     while item := reader.items[slot].match(text, place):
         found.append(item[0])
         joint = reader.joints.match(text, item.end())
         if item.end() == len(text):
-            return found
+            return found if reader.wording.listing(found) == text else []
         if not joint:
             return []
         place = joint.end()

@@ -3,21 +3,15 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-import inflect
-
 from sarlang_sft.errors import InputError
+from sarlang_sft.language.english import plural, singular, with_article
 from sarlang_sft.language.wording import Wording
 
-_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])[_-]+(?=[^\W\d_])")
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_]{2})[_-]+(?=[^\W\d_]{2})")
 _BREAKS_TEXTS = re.compile(r"[\[\]{}<>|;,:?!\s]+")
-_LATIN = re.compile(r"[A-Za-z]")
-# Letters whose names begin with a vowel, in front of what is no word: an F-16, an M1.
-_SPELT_WITH_VOWEL = re.compile(r"(?:[AEFHILMNORSX](?![a-z])|8|11(?!\d)|18(?!\d))")
-_PLAIN_WORDS = re.compile(r"[a-z]+(?:[ '-][a-z]+)*", re.IGNORECASE)
 
 
 class Thing(NamedTuple):
@@ -45,15 +39,17 @@ class Thing(NamedTuple):
 
 
 def name_of(label: str, wording: Wording) -> str:
-    """A label as texts say it: `large-vehicle` as `large vehicle`, `T62` and `ZSU_23_4` as they are."""
+    """A label as texts say it: `large-vehicle` as `large vehicle`, `ships` as `ship`, `T62` as it is."""
     plain = unicodedata.normalize("NFC", label)
-    said = wording.classes.get(plain, {}).get("say")
-    name = said or _BETWEEN_WORDS.sub(" ", plain)
-    return _BREAKS_TEXTS.sub(" ", name).strip(" .")
+    said = wording.forms_of(plain).get("say")
+    if said is not None:
+        return _BREAKS_TEXTS.sub(" ", said).strip(" .")
+    name = _BREAKS_TEXTS.sub(" ", _BETWEEN_WORDS.sub(" ", plain)).strip(" .")
+    return singular(name) if wording.grammar == "english" else name
 
 
 def name_things(labels: Sequence[str], wording: Wording) -> dict[str, Thing]:
-    """The thing that each label means; labels that differ in case alone mean the same one.
+    """The thing that each label means; labels of one name, whatever its case, mean the same one.
 
     Args:
         labels: In the order in which lists of classes name them.
@@ -76,34 +72,17 @@ def name_things(labels: Sequence[str], wording: Wording) -> dict[str, Thing]:
 
 def thing_named(name: str, wording: Wording) -> Thing:
     """A class, or what one is a kind of, by its name as texts say it."""
-    forms = wording.classes.get(name, {})
+    forms = wording.forms_of(name)
     kind = forms.get("is_a")
     by_rule = wording.grammar == "english"
     return Thing(
         name=name,
-        many=forms.get("many") or (_plural(name) if by_rule else name),
-        a=forms.get("a") or (_with_article(name) if by_rule else name),
+        many=forms.get("many") or (plural(name) if by_rule else name),
+        a=forms.get("a") or (with_article(name) if by_rule else name),
         kind=kind,
-        a_kind=kind and (wording.classes.get(kind, {}).get("a") or (_with_article(kind) if by_rule else kind)),
+        a_kind=kind and (wording.forms_of(kind).get("a") or (with_article(kind) if by_rule else kind)),
         also=tuple(forms.get("also", ())),
     )
-
-
-@lru_cache(maxsize=1)
-def _english() -> inflect.engine:
-    return inflect.engine()
-
-
-def _plural(name: str) -> str:
-    if _PLAIN_WORDS.fullmatch(name) and not name.isupper():
-        return str(_english().plural_noun(name) or name)
-    return f"{name}s" if _LATIN.search(name) else name
-
-
-def _with_article(name: str) -> str:
-    if _PLAIN_WORDS.fullmatch(name) and not name.isupper():
-        return str(_english().a(name))
-    return f"{'an' if _SPELT_WITH_VOWEL.match(name) else 'a'} {name}"
 
 
 def _check_distinct(things: Sequence[Thing], wording: Wording) -> None:

@@ -141,6 +141,13 @@ class Wording:
         """Of all that it holds: eight hexadecimal digits."""
         return hashlib.sha256(self.dump().encode()).hexdigest()[:8]
 
+    def forms_of(self, name: str) -> Mapping[str, Any]:
+        """What `classes` says of a class, however its name is spelt: `T-62` is `T62`; empty if it says nothing."""
+        if name in self.classes:
+            return self.classes[name]
+        key = _class_key(name)
+        return next((forms for known, forms in self.classes.items() if _class_key(known) == key), {})
+
     def ask(self, question: str) -> str:
         """A question as it is put to a model."""
         return self.parts["question_prompt"].fill({"question": question})
@@ -182,6 +189,10 @@ def make_wording(name: str, content: Mapping[str, Any]) -> Wording:
         relations={key: tuple(words) for key, words in content["relations"].items()},
         classes=content["classes"],
     )
+
+
+def _class_key(name: str) -> str:
+    return re.sub(r"[\W_]+", "", str(name).casefold())
 
 
 def parse_template(text: str) -> Template:
@@ -256,6 +267,9 @@ def content_problems(content: Mapping[str, Any]) -> Iterator[str]:
     for key, names, many in (("regions", REGIONS, False), ("places", CELLS, True), ("relations", RELATIONS, True)):
         yield from _spelling_problems(key, content.get(key), names, many)
     yield from _class_problems(content.get("classes"))
+    answers = content.get("answers")
+    if isinstance(answers, Mapping) and answers.get("yes") == answers.get("no"):
+        yield "`answers.yes` and `answers.no` are the same"
     yield from _reading_problems(content.get("reading", {}))
 
 
