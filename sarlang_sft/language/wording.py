@@ -24,9 +24,15 @@ REGIONS = ("top", "bottom", "left", "right", "center")
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 RELATIONS = ("above", "below", "left", "right")
 FORMS = ("many", "a", "is_a", "also", "say")
-READING = ("counters", "joints", "namings", "orders", "plain", "known", "refused")  # lists of texts
+READING = ("leads", "counters", "joints", "namings", "orders", "plain", "known", "refused")  # lists of texts
 ORDER_SLOTS = {"subject": "G", "object": "G", "relation": "R", "place_of_subject": "P", "place_of_object": "P"}
 """Of `reading.orders`, with the letters of what stands there: a group, a relation, a place."""
+STRETCHES = (
+    *("before_group", "before_place", "before_relation", "behind_group", "behind_place", "behind_relation"),
+    *("group_place", "place_group", "next_pair", "to_relation", "to_subject"),
+)
+"""Of `reading.around`: what stands around and between the groups, places and relations of a rewrite."""
+STRETCH_SLOT = re.compile(r"\{(\w+)\}")
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _OWN_TOKEN = re.compile(rf"{SPECIAL_TOKEN.pattern}|<box:")
 
@@ -354,16 +360,39 @@ def _reading_problems(reading: Any) -> Iterator[str]:
         yield "`reading` must hold `name: value` lines"
         return
     for name, value in reading.items():
-        if name == "numbers":
+        if name in ("phrases", "around"):
+            yield from _stretch_problems(name, value, reading.get("phrases", {}))
+        elif name == "numbers":
             if not isinstance(value, Mapping) or not all(map(_is_count, value.values())):
                 yield "`reading.numbers` must hold `text: number` lines, as in `two: 2`"
         elif name not in READING:
-            hint = nearest(name, ("numbers", *READING), "en.yaml has all of them")
+            hint = nearest(name, ("numbers", "phrases", "around", *READING), "en.yaml has all of them")
             yield f"`reading.{name}` is no part of a wording; {hint}"
-        elif not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        elif not _are_texts(value):
             yield f"`reading.{name}` must be a list of texts, with quotes around yes, no, on and off"
         elif name == "orders":
             yield from _order_problems(value)
+
+
+def _stretch_problems(name: str, lists: Any, phrases: Any) -> Iterator[str]:
+    """A phrase may name only phrases above it, so that none is made of itself."""
+    if not isinstance(lists, Mapping) or not all(map(_are_texts, lists.values())):
+        yield f"`reading.{name}` must hold `name: list of texts` lines"
+        return
+    above: set[str] = {str(key) for key in phrases} if name == "around" and isinstance(phrases, Mapping) else set()
+    for key, texts in lists.items():
+        if name == "around" and key not in STRETCHES:
+            hint = nearest(key, STRETCHES, "en.yaml has all of them")
+            yield f"`reading.around.{key}` is no part of a wording; {hint}"
+        for text in texts:
+            for slot in STRETCH_SLOT.findall(text):
+                if slot not in above:
+                    yield f"`reading.{name}.{key}`: {text!r}: no list of `reading.phrases` above is named {slot!r}"
+        above |= {str(key)} if name == "phrases" else set()
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _is_count(value: Any) -> bool:

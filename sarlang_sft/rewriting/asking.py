@@ -22,9 +22,10 @@ from sarlang_sft.records import (
     SPLITS,
 )
 from sarlang_sft.reply_cache import ReplyCache
+from sarlang_sft.rewriting.folding import fold
 from sarlang_sft.rewriting.guard import Fault, fault_of, read_caption
 from sarlang_sft.rewriting.reading import UnreadError
-from sarlang_sft.rewriting.words import Lexicon, fold
+from sarlang_sft.rewriting.words import Lexicon
 
 PROMPT_VERSION = 1
 PROMPT = """You put captions of radar images into other words. You do not see the images: the caption is all you know.

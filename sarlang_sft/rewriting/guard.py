@@ -1,8 +1,8 @@
 """The guard of rewritten captions: what loses, changes, adds or blurs a fact, or is not read for sure, is refused.
 
 It compares what `reading` reads in the caption and in the rewrite. Where the wording lists the words that it
-knows (`reading.known`), others are refused; elsewhere only those of `reading.refused` are, and a thing that is no
-class of the set and not among them passes unseen.
+knows (`reading.known`) and what they may be put together to (`reading.around`), all else is refused; elsewhere only
+the words of `reading.refused` are, and a thing that is no class of the set and not among them passes unseen.
 """
 
 import re
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sarlang_sft.rewriting.folding import fold
 from sarlang_sft.rewriting.reading import (
     Facts,
     Item,
@@ -20,8 +21,9 @@ from sarlang_sft.rewriting.reading import (
     bind,
     find_items,
     find_pieces,
+    strange_stretch,
 )
-from sarlang_sft.rewriting.words import Kind, Lexicon, fold
+from sarlang_sft.rewriting.words import Kind, Lexicon
 from sarlang_sft.text_checks import SPECIAL_TOKENS
 
 TIMES_LONGER, WORDS_MORE, CHARACTERS_MORE = 3, 10, 80
@@ -68,9 +70,14 @@ def fault_of(rewrite: str, caption: ReadCaption, lexicon: Lexicon) -> Fault | No
         return Fault(_ADDED[kind], word)
     try:
         items = find_items(folded, pieces, lexicon)
-        return _stated_fault(items, caption.items) or _bound_fault(bind(folded, items, lexicon), caption.facts)
+        fault = _stated_fault(items, caption.items) or _bound_fault(bind(folded, items, lexicon), caption.facts)
     except UnreadError as error:
         return Fault(error.reason, error.detail)
+    if fault is not None:
+        return fault
+    taken = {word for kind, word in caption.kept if kind == Kind.UNKNOWN}
+    strange = strange_stretch(folded, items, lexicon, taken)
+    return Fault("words that are not known to stand so", strange) if strange is not None else None
 
 
 _ADDED = {

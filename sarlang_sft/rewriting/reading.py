@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from sarlang_sft.rewriting.stretches import without_end
 from sarlang_sft.rewriting.words import BARE, LETTERS, MANY, Form, Kind, Lexicon
 
 LONGEST_NUMBER = 9  # digits
@@ -268,22 +269,64 @@ def _placed(main: Sequence[Item], gaps: Sequence[_Gap], letters: str, lexicon: L
     return _facts(Group(group.value, place.value) for group, place in zip(groups, places, strict=True))
 
 
+def strange_stretch(text: str, items: Sequence[Item], lexicon: Lexicon, more: Iterable[str]) -> str | None:
+    """The first stretch around or between the items of a text that was bound, if the wording has none like it.
+
+    Args:
+        more: Words that may stand anywhere, beside `reading.known`.
+    """
+    if not lexicon.stretches:
+        return None
+    anywhere = lexicon.anywhere | {*more}
+    main = [item for item in items if item.letter != "J"]
+    names = [f"before_{_CALLED[main[0].letter]}", *_between(main, lexicon), f"behind_{_CALLED[main[-1].letter]}"]
+    edges = [0, *(edge for item in main for edge in (item.start, item.end)), len(text)]
+    for name, begin, end in zip(names, edges[::2], edges[1::2], strict=True):
+        stretch = LETTERS.sub(lambda word: "" if word[0] in anywhere else word[0], text[begin:end])
+        stretch = " ".join((without_end(stretch) if end == len(text) else stretch).split())
+        if name is not None and not lexicon.stretches[name].fullmatch(stretch):
+            return stretch
+    return None
+
+
+_CALLED = {"G": "group", "P": "place", "R": "relation"}
+
+
+def _between(main: Sequence[Item], lexicon: Lexicon) -> list[str | None]:
+    """The names of what stands between; None for what `bind` looks at."""
+    letters = "".join(item.letter for item in main)
+    if "R" in letters:
+        return [_IN_ORDER.get(neighbours) for neighbours in pairwise(lexicon.orders[letters])]
+    if "P" not in letters:
+        return [None] * (len(main) - 1)
+    within = "group_place" if letters[0] == "G" else "place_group"
+    return [within if number % 2 == 0 else "next_pair" for number in range(len(main) - 1)]
+
+
+_IN_ORDER = {
+    ("subject", "place_of_subject"): "group_place",
+    ("object", "place_of_object"): "group_place",
+    ("place_of_subject", "subject"): "place_group",
+    ("place_of_object", "object"): "place_group",
+    ("object", "subject"): "to_subject",
+    ("place_of_object", "subject"): "to_subject",
+    ("object", "place_of_subject"): "group_place",
+    **{(role, "relation"): "to_relation" for role in ("subject", "place_of_subject", "place_of_object")},
+}
+
+
 def _related(main: Sequence[Item], gaps: Sequence[_Gap], letters: str, lexicon: Lexicon) -> Facts:
     order = lexicon.orders.get(letters)
     if order is None:
         raise UnreadError("a relation whose sides are not sure", letters)
-    roles = {order.relation: "R", order.object: "O"}
-    for number, gap in enumerate(gaps):
-        sides = "".join(roles.get(side, letters[side]) for side in (number, number + 1))
-        bound = {number, number + 1} == {order.object, order.place} and order.owner == order.object
-        near = lexicon.close.get(sides.replace("O", "G") if bound else sides) if bound or "O" in sides else None
-        if near is not None and gap.text not in near:
+    for neighbours, gap in zip(pairwise(order), gaps, strict=True):
+        near = lexicon.close.get(neighbours)
+        joined = {*neighbours} == {"subject", "object"} and {*gap.joints} - {lexicon.comma}
+        if joined or (near is not None and gap.text not in near):
             raise UnreadError("a relation whose sides are not sure", gap.text)
-        if {number, number + 1} == {order.subject, order.object} and {*gap.joints} - {lexicon.comma}:
-            raise UnreadError("a relation whose sides are not sure", gap.text)
-    placed = {order.owner: main[order.place].value}
-    subject, behind = (Group(main[side].value, placed.get(side, "")) for side in (order.subject, order.object))
-    name = main[order.relation].value
+    said = {role: item.value for role, item in zip(order, main, strict=True)}
+    subject, behind = (Group(said[side], said.get(f"place_of_{side}", "")) for side in ("subject", "object"))
+    name = said["relation"]
     if name in CONVERSE:
         return _facts((subject, behind), (CONVERSE[name], behind, subject))
     return _facts((subject, behind), (name, subject, behind))

@@ -4,7 +4,6 @@ Nothing is known of a language here but what its wording lists; `reading` reads 
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 
 from sarlang_sft.language.things import Thing, thing_named
 from sarlang_sft.language.wording import ORDER_SLOTS, Template, Wording
+from sarlang_sft.rewriting.folding import fold
+from sarlang_sft.rewriting.stretches import Stretches, make_stretches, words_of
 
 MANY, BARE = "many", "bare"  # a plural without a number; a singular without number and article
 
@@ -20,8 +21,6 @@ Kind = Enum(
     "Kind", ["THING", "NUMBER", "PLACE", "RELATION", "PLAIN", "JOINT", "BLURRED", "REFUSED", "UNKNOWN", "UNREAD"]
 )
 LETTERS = re.compile(r"[^\W\d_]+")
-_HYPHEN = re.compile(r"(?<=[^\W_])[-_]+(?=[^\W_])")
-_SAME = str.maketrans({"’": "'", "‐": "-", "‑": "-"})
 _CLASS = ("class", "classes", "a_class")
 _CLASS_AND_KIND = (_CLASS, ("kind", "a_kind"))
 
@@ -41,14 +40,8 @@ class Phrase(NamedTuple):
     value: Any
 
 
-class Order(NamedTuple):
-    """Which of the items is what; the place is that of `owner`."""
-
-    subject: int
-    object: int
-    relation: int
-    place: int
-    owner: int
+Order = tuple[str, ...]
+"""What each item of a caption of two groups is, by the names of `ORDER_SLOTS`."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +51,16 @@ class Lexicon:
     Attributes:
         phrases: By their first character, the longest first.
         counted: What may stand between a number and its class, and between a class and its number.
-        articles: What stands in front of a number that refers back.
+        articles: What stands in front of a number and belongs to it.
         namings: What may stand between a class and what it is a kind of.
         kinds: Class and what it is a kind of.
         orders: By the letters of the items; those that may mean two things are missing.
-        close: What may stand between two neighbours, by their letters, where it must be a template's text: a group
-            and its place, a relation and its object (`O`).
+        close: What may stand between two neighbours, by what they are, where it must be a template's text: the
+            object and its place, a relation and its object.
         comma: The joint of `parts.between`.
         known: Words that say nothing; if there are any, others are told.
+        anywhere: Those of them that may stand anywhere.
+        stretches: What may stand around and between.
     """
 
     phrases: Mapping[str, tuple[Phrase, ...]]
@@ -74,15 +69,11 @@ class Lexicon:
     namings: frozenset[str]
     kinds: frozenset[tuple[str, str]]
     orders: Mapping[str, Order]
-    close: Mapping[str, frozenset[str]]
+    close: Mapping[tuple[str, str], frozenset[str]]
     comma: str
     known: frozenset[str]
-
-
-def fold(text: str) -> str:
-    """A text without what makes no difference: case, runs of white space, hyphens and underscores within words."""
-    plain = unicodedata.normalize("NFC", text).translate(_SAME).casefold()
-    return " ".join(_HYPHEN.sub(" ", plain).split())
+    anywhere: frozenset[str]
+    stretches: Stretches
 
 
 def make_lexicon(things: Iterable[Thing], wording: Wording) -> Lexicon:
@@ -97,21 +88,27 @@ def make_lexicon(things: Iterable[Thing], wording: Wording) -> Lexicon:
     first, second = _gaps((parts[f"parts.{name}"] for name in ("one", "many", "the_one", "the_many")), "n", _CLASS)
     counters = {fold(text) for text in reading.get("counters", ())}
     named_by = _gaps(wording.sets["chips.complex"], *_CLASS_AND_KIND)
-    related, placed = wording.sets["captions.relative_region"], [*_placed_templates(wording)]
-    close = {
-        **dict(zip(("RO", "OR"), _gaps(related, "relation", ("the_group",)), strict=True)),
-        **dict(zip(("GP", "PG"), _gaps(placed, "group", ("place",)), strict=True)),
-    }
+    related = wording.sets["captions.relative_region"]
+    behind_relation, before_relation = _gaps(related, "relation", ("the_group",))
+    behind_group, before_group = _gaps(_placed_templates(wording), "group", ("place",))
+    leads = {fold(text) for text in reading.get("leads", ())}
     return Lexicon(
         phrases=_by_first_character(_phrases(classes, wording, reading)),
         counted=(first | counters, second),
-        articles=tuple({fold(parts[f"parts.{name}"].texts[0]) for name in ("the_one", "the_many")} - {""}),
+        articles=tuple(({fold(parts[f"parts.{name}"].texts[0]) for name in ("the_one", "the_many")} | leads) - {""}),
         namings=named_by[0] | named_by[1] | {fold(text) for text in reading.get("namings", ())},
         kinds=frozenset((fold(thing.name), fold(thing.kind)) for thing in classes if thing.kind is not None),
         orders=_orders(related, reading.get("orders", ())),
-        close=close,
+        close={
+            ("relation", "object"): behind_relation,
+            ("object", "relation"): before_relation,
+            ("object", "place_of_object"): behind_group,
+            ("place_of_object", "object"): before_group,
+        },
         comma=fold(parts["parts.between"].fill({})),
         known=_known(wording, reading.get("known", ()), reading.get("namings", ())),
+        anywhere=frozenset(map(fold, reading.get("known", ()))),
+        stretches=make_stretches(wording) if reading.get("known") else {},
     )
 
 
@@ -126,7 +123,8 @@ def _known(wording: Wording, words: Sequence[str], namings: Sequence[str]) -> fr
     ]
     texts = [text for template in templates for text in template.texts]
     texts += [slot for template in templates for slot in template.slots if "|" in slot]  # {is|are}
-    return frozenset(word for text in (*texts, *words, *namings) for word in LETTERS.findall(fold(text)))
+    listed = (*words, *namings, *words_of(wording))
+    return frozenset(word for text in (*texts, *listed) for word in LETTERS.findall(fold(text)))
 
 
 def _placed_templates(wording: Wording) -> Iterator[Template]:
@@ -157,21 +155,15 @@ def _orders(templates: Iterable[Template], more: Iterable[str]) -> dict[str, Ord
     written = [[names[slot] for slot in template.slots if slot in names] for template in templates]
     found: dict[str, set[Order]] = {}
     for slots in written:
-        found.setdefault(_letters(slots), set()).add(_order(slots))
+        found.setdefault(_letters(slots), set()).add(tuple(slots))
     for slots in (text.split() for text in more):
         if _letters(slots) not in found:  # a template knows better
-            found[_letters(slots)] = {_order(slots)}
+            found[_letters(slots)] = {tuple(slots)}
     return {letters: orders.pop() for letters, orders in found.items() if len(orders) == 1}
 
 
 def _letters(slots: Iterable[str]) -> str:
     return "".join(ORDER_SLOTS[slot] for slot in slots)
-
-
-def _order(slots: Sequence[str]) -> Order:
-    place = next(slot for slot in slots if ORDER_SLOTS[slot] == "P")
-    owner = place.removeprefix("place_of_")
-    return Order(*(slots.index(slot) for slot in ("subject", "object", "relation", place, owner)))
 
 
 def _phrases(things: Sequence[Thing], wording: Wording, reading: Mapping[str, Any]) -> Iterator[Phrase]:
@@ -191,7 +183,7 @@ def _phrases(things: Sequence[Thing], wording: Wording, reading: Mapping[str, An
     )
     # A side alone is no place: it may be any of three.
     for kind, words in (
-        (Kind.PLAIN, reading.get("plain", ())),
+        (Kind.PLAIN, (*reading.get("plain", ()), *reading.get("leads", ()))),
         (Kind.JOINT, joints),
         (Kind.BLURRED, wording.regions.values()),
         (Kind.REFUSED, reading.get("refused", ())),
