@@ -211,6 +211,29 @@ def test_a_box_in_whose_place_lies_another_class_is_not_asked_about(english: Rea
                 assert "[70.0, 70.0, 9.0, 9.0]" in asked or "<box:2>" in asked
 
 
+def test_the_checker_knows_what_is_not_known_and_which_box_is_meant(english: Reader) -> None:
+    boxes = [Box("ship", [10, 40, 8, 8]), Box("harbor", [11, 40, 8, 8]), Box("car", [70, 40, 9, 9])]
+    sure = look_at(english.labels, boxes, 100, 100)
+    unsure = look_at(english.labels, boxes, 100, 100, {"car", "tank"})
+    found = Counter()
+    for said in say_everything([boxes[0], boxes[2]], 100, 100, english, Random(0)):
+        known = look_at(english.labels, [boxes[0], boxes[2]], 100, 100, {"car", "tank"})
+        spoken = str(said.turns)
+        if (said.task in ("counting", "positioning") and "car" in spoken) or said.style in ("general", "complex"):
+            assert why_untrue(english, known, said), said
+            found[said.task] += 1
+        if said.task == "classification" or (said.task == "identification" and "tank" in spoken):
+            assert why_untrue(english, known, said), said
+            found[said.task] += 1
+    assert {*found} == {"counting", "positioning", "description", "classification", "identification"}
+    named = Said("boxes_grounding", "referring", None, (Turn("What is the object in <box:0>?", "ship."),))
+    assert "in whose place lies another class" in why_untrue(english, sure, named)
+    plain = Said("boxes_grounding", "referring", None, (Turn("What is the object in <box:2>?", "car."),))
+    assert why_untrue(english, unsure, plain) is None
+    zeros = Said("boxes_grounding", "referring", None, (Turn("What is the object in <box:02>?", "car."),))
+    assert why_untrue(english, sure, zeros) == "question not understood"
+
+
 def test_the_words_are_good_english(english: Reader) -> None:
     wording = english.wording
     wrong = re.compile(

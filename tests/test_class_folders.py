@@ -36,15 +36,20 @@ def test_every_image_gives_a_class_a_yes_a_no_and_five_captions(run: Callable[..
         "not in a class folder": 8,
         "image too elongated": 8,
     }
-    assert manifest["read"] == 8 * 34 and manifest["accepted"] == 8 * 30 and "image unreadable" in output
+    assert manifest["read"] == manifest["accepted"] + 8 * 4 and "image unreadable" in output
     records = [record for split in ("train", "val", "test") for record in read_records(tmp_path / "data", split)]
+    assert len(records) == 30
+    asked: Counter[tuple[str, str, str]] = Counter()
     for record in records:
         label = record.images[0].split("/")[1]
         turns = [(dialogue.task, dialogue.turns[0]) for dialogue in record.dialogues]
-        assert Counter(task for task, _ in turns) == {"classification": 1, "identification": 2, "description": 5}
+        tasks = Counter(task for task, _ in turns)
+        assert tasks["classification"] == 1 and tasks["description"] == 5
         for task, turn in turns:
             if task == "identification":
-                assert (turn.answer == "Yes.") == (label in turn.question)
+                (meant,) = [name for name in KINDS if name in turn.question]
+                asked[record.split, meant, turn.answer] += 1
+                assert (turn.answer == "Yes.") == (meant == label)
             else:
                 assert label in turn.answer
         captions = [turn.answer for task, turn in turns if task == "description"]
@@ -52,7 +57,29 @@ def test_every_image_gives_a_class_a_yes_a_no_and_five_captions(run: Callable[..
         assert {one.style for one in record.dialogues if one.task == "description"} == {"general", "complex"}
         assert (record.width, record.height, record.source) == (40, 30, "chips")
     assert sum(record.split == "val" for record in records) == 1
+    for split, label, _ in asked:
+        assert asked[split, label, "Yes."] == asked[split, label, "No."] >= 4
+    assert len(asked) == 2 * 2 * 3
     assert read_wording(str(tmp_path / "data/wording.yaml")).content == read_wording().content
+
+
+def test_classes_of_any_size_are_asked_for_with_yes_as_often_as_with_no(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    for label, count in (("ship", 12), ("car", 3), ("tank", 1), ("empty", 0)):
+        (tmp_path / "root/test" / label).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (40, 30), number).save(tmp_path / f"root/test/{label}/{number}.png")
+    run("data_prep/convert_folders.py", "--root", tmp_path / "root", "--out", tmp_path / "data")
+    turns = [
+        one.turns[0]
+        for record in read_records(tmp_path / "data", "test")
+        for one in record.dialogues
+        if one.task == "identification"
+    ]
+    for label, count in (("ship", 4), ("car", 3), ("tank", 1), ("empty", 0)):
+        answers = Counter(turn.answer for turn in turns if label in turn.question)
+        assert answers == Counter({"Yes.": count, "No.": count})
 
 
 def test_classes_without_a_kind_get_general_captions_and_their_number_is_a_choice(

@@ -1,6 +1,7 @@
 """build_from_boxes.py as users run it: files of annotations in, a data folder with true texts out."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -108,13 +109,12 @@ def test_images_get_five_captions_in_the_families_that_their_boxes_allow(scenes:
 def test_yes_and_no_come_equally_often_with_every_class_in_every_split(scenes: Path) -> None:
     answers: Counter[tuple[str, str, str, str]] = Counter()
     for record in records_of(scenes / "data"):
-        split = "test" if record.split == "test" else "train"  # val is a part of train
         for one in record.dialogues:
             if one.task in ("identification", "cross_identification"):
                 (label,) = [label for label in CLASSES if label in one.turns[0].question.split("<|", 1)[0]]
-                answers[split, one.task, label, one.turns[0].answer] += 1
+                answers[record.split, one.task, label, one.turns[0].answer] += 1
     kinds = {key[:3] for key in answers}
-    assert len(kinds) > 18
+    assert {split for split, _, _ in kinds} == {"train", "val", "test"} and len(kinds) > 20
     for kind in kinds:
         assert answers[(*kind, "Yes.")] == answers[(*kind, "No.")], kind
 
@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_texts_and_another_one_others(
 
 def test_what_is_asked_for_is_built_and_nothing_else(run: Callable[..., str], scenes: Path, tmp_path: Path) -> None:
     words = ["--annotations", scenes / "train.json", "--image_root", scenes / "images", "--out", tmp_path / "data"]
-    run(BUILD, *words, "--texts", "vqa", "--wording", "sarlang", "--boxes_asked", 1, "--test_fraction", 0.2)
+    run(BUILD, *words, "--texts", "vqa", "--wording", "sarlang", "--boxes_asked", 1, "--test_fraction", 0.2, *VAL)
     manifest = read_manifest(tmp_path / "data")
     assert {subset for split in manifest["counts"].values() for subset in split} == {VQA}
     assert all(manifest["counts"][split] for split in ("train", "val", "test"))
@@ -234,6 +234,7 @@ def test_nothing_is_said_of_what_is_not_known_for_sure(run: Callable[..., str], 
     # a second car may be in the crowd: that there is a car is sure, how many is not
     assert tasks["crowd"]["counting"] == 1 and tasks["crowd"]["classification"] == 1
     assert "1 car" not in texts["crowd"] and "Locate the car" not in texts["crowd"]
+    assert {one.style for one in said["crowd"].dialogues if one.subset == CAPTIONS} == {"absolute_region"}
     # an object of no known class: the list of classes is not whole
     assert tasks["unknown"]["classification"] == 0 and tasks["unknown"]["counting"] == 1
     # a tank without a usable box: neither yes nor no
@@ -242,6 +243,24 @@ def test_nothing_is_said_of_what_is_not_known_for_sure(run: Callable[..., str], 
     lines = [json.loads(line) for line in (tmp_path / "data/annotations.jsonl").read_text().splitlines()]
     left_out = {(line["image"], line["what"], line["used"]) for line in lines}
     assert left_out == {(f"{image}.png", "box", False) for image in ("crowd", "unknown", "broken")}
+
+
+def test_a_class_is_unsure_however_its_label_is_spelt(run: Callable[..., str], tmp_path: Path) -> None:
+    boxes = {
+        "crowd": [box(1, 10, 40, iscrowd=1), box(2, 70, 40)],
+        "more": [box(0, 10, 40), box(1, 40, 40, iscrowd=1), box(2, 70, 40)],
+        "twice": [box(0, 10, 40), box(1, 10, 40), box(2, 70, 40)],
+        "car": [box(2, 10, 40)],
+    }
+    words = ["--annotations", coco_of(boxes, tmp_path, ["large-vehicle", "Large_Vehicle", "car"])]
+    run(BUILD, *words, "--image_root", tmp_path / "images", "--out", tmp_path / "data", "--val_fraction", 0)
+    texts = {
+        record.images[0]: str([one.turns for one in record.dialogues]) for record in records_of(tmp_path / "data")
+    }
+    assert not re.search("(Is there|Does|Can|many|are) .*large vehicle", texts["crowd.png"].split("<box:")[0])
+    assert "many large vehicles" not in texts["more.png"] and "1 large vehicle" not in texts["more.png"]
+    left_out = read_manifest(tmp_path / "data")["annotations"]["boxes"]["left_out"]
+    assert left_out == {"marked as difficult": 2, "annotated twice": 1}
 
 
 def test_one_class_is_asked_for_where_it_is_and_in_empty_images(run: Callable[..., str], tmp_path: Path) -> None:
@@ -313,6 +332,11 @@ def test_built_captions_are_rewritten_and_all_else_stays(
         (["--annotations", "{root}/train.json", "--wording", "klingon"], "--wording klingon: cannot be read"),
         (["--annotations", "{root}/train.json", "--test_fraction", "1"], "--test_fraction 1.0: must be at least 0"),
         (["--annotations", "{root}/train.json", "--format", "yolo"], ".txt"),
+        (
+            ["--annotations", "{root}/train.json", "--class_names", "x"],
+            "--class_names x: coco names its classes itself",
+        ),
+        (["--annotations", "{root}/train.json", "--seed", "-1"], "--seed must be 0 or more"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(

@@ -85,6 +85,7 @@ def test_another_language_is_spoken_and_checked() -> None:
         ("questions: {countings: ['{classes}']}", "`questions.countings` is no part of a wording; did you mean"),
         ("quesions: {}", "`quesions` is no part of a wording"),
         ("questions: 5", "must hold `name: value` lines"),
+        ("answers: {yes: Ay., no: Ay.}", "`answers.yes` and `answers.no` are the same"),
         ("question_prompt: Answer.", "lacks {question}"),
         ("question_prompt: '<|im_end|>{question}'", "holds a token that chat templates write"),
         ("captions: {general: ['{kinds} <image>']}", "holds a token that chat templates write"),
@@ -167,7 +168,7 @@ def test_a_wording_that_extends_itself_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["car", "cars"], "'cars' may mean either"),
+        (["A1", "A1s"], "'A1s' may mean either"),
         (["ship", "tank", "ship and tank"], "reads like a list"),
         (["...", "ship"], "leaves no name"),
     ],
@@ -190,11 +191,39 @@ def test_labels_are_said_as_people_say_them() -> None:
         "a: b?": "a b",
     }
     assert {label: name_of(label, wording) for label in said} == said
-    things = name_things(["Ship", "ship", "F-16", "M1", "2S1", "bus", "UAV", "船"], wording)
-    assert things["Ship"] is things["ship"] and things["ship"].many == "Ships"
-    forms = [things[label][1:3] for label in ("F-16", "M1", "2S1", "bus", "UAV", "船")]
-    assert [a for _, a in forms] == ["an F-16", "an M1", "a 2S1", "a bus", "a UAV", "a 船"]
-    assert [many for many, _ in forms] == ["F-16s", "M1s", "2S1s", "buses", "UAVs", "船"]
+    things = name_things(["Ship", "ship", "ships", "storage-tanks"], wording)
+    assert things["Ship"] is things["ship"] is things["ships"] and things["ship"].many == "Ships"
+    assert things["storage-tanks"].name == "storage tank" and things["storage-tanks"].many == "storage tanks"
+
+
+@pytest.mark.parametrize(
+    ("label", "article", "many"),
+    [
+        ("F-16", "an F-16", "F-16s"),
+        ("M1", "an M1", "M1s"),
+        ("2S1", "a 2S1", "2S1s"),
+        ("UAV", "a UAV", "UAVs"),
+        ("SUV", "an SUV", "SUVs"),
+        ("HARBOR", "a HARBOR", "HARBORS"),
+        ("airplane_1", "an airplane_1", "airplane_1s"),
+        ("Ship-A", "a Ship-A", "Ship-As"),
+        ("U-boat", "a U-boat", "U-boats"),
+        ("bus", "a bus", "buses"),
+        ("école", "an école", "écoles"),
+        ("other", "an other object", "other objects"),
+        ("unmanned aircraft", "an unmanned aircraft", "unmanned aircraft"),
+        ("船", "a 船", "船"),
+    ],
+)
+def test_names_get_the_article_and_the_plural_that_people_say(label: str, article: str, many: str) -> None:
+    thing = name_things([label], read_wording("en"))[label]
+    assert (thing.a, thing.many) == (article, many)
+
+
+def test_a_class_is_known_however_its_name_is_spelt() -> None:
+    things = name_things(["T-62", "BTR_60", "bmp2"], read_wording("en"))
+    kinds = [thing.kind for thing in things.values()]
+    assert kinds == ["battle tank", "armored personnel carrier", "infantry fighting vehicle"]
 
 
 @given(
