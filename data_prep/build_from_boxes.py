@@ -40,7 +40,7 @@ class BoxArguments:
     format: str = field(
         default="auto",
         metadata={
-            "help": "Of the annotations; auto looks at them, but masks must be named.",
+            "help": "Format of the annotations; auto looks at the files, but cannot tell masks.",
             "choices": ["auto", *FORMATS],
         },
     )
@@ -59,11 +59,11 @@ class BoxArguments:
     voc_corners: str = field(
         default="auto",
         metadata={
-            "help": "Corners of VOC count from 1, or from 0; auto: from 0 if one is 0.",
+            "help": "Whether pixels of VOC corners count from 1 or from 0; auto: from 0 if any corner is 0.",
             "choices": ["auto", "one_based", "zero_based"],
         },
     )
-    min_area: int = field(default=9, metadata={"help": "Pixels that a part of a mask needs to count."})
+    min_area: int = field(default=9, metadata={"help": "Smallest part of a mask that counts as an object, in pixels."})
     count_components: bool = field(
         default=False, metadata={"help": "In class masks no objects touch: count connected parts as objects."}
     )

@@ -3,7 +3,7 @@
     python data_prep/check_answers.py --data data/boxes
 
 Exit code 1 if one is not true, or cannot be read: after edits by hand, for instance. Rewritten captions are in other
-words than those of the templates, and count as such.
+words than those of the templates, so that they are reported as not understood.
 """
 
 import sys

@@ -170,7 +170,7 @@ def test_a_wrong_answer_in_a_folder_is_found(run: Callable[..., str], scenes: Pa
     assert changed["id"] in output and "answers '77.', the boxes say" in output
     (tmp_path / "data/wording.yaml").unlink()
     output = run("data_prep/check_answers.py", "--data", tmp_path / "data", code=2)
-    assert "was not built from boxes" in output
+    assert "was not built by build_from_boxes.py" in output
 
 
 def test_a_model_that_answers_what_is_stored_scores_full_marks(

@@ -135,6 +135,9 @@ def test_what_cannot_be_used_is_told_with_its_place(content: str, message: str |
         ("questions: {counting: ['Number of {classes}?', 'Number of {classes}?']}", False, "stands there twice"),
         ("grounding: {count_first: ['Locate all {classes}.']}", False, "stands in both"),
         ("parts: {between: ' ', last: ' '}\nclasses: {ship: {say: 'tank car', many: 'tank cars'}}", True, ""),
+        ("questions: {counting: ['Where {classes}?'], positioning_many: ['Where {classes}?']}", False, "in both"),
+        ("reading: {refused: []}", False, "`reading.refused` is empty"),
+        ("grammar: listed", False, "`questions.counting` is still that of en"),
         ("grounding: {count_first: ['Locate all {classes}.']}", True, "turns instead of"),
     ],
 )  # fmt: skip

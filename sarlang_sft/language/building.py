@@ -43,7 +43,9 @@ class TextArguments:
     boxes_asked: int = field(
         default=100, metadata={"help": "Boxes of an image at most whose class, or place, is asked for."}
     )
-    seed: int = field(default=0, metadata={"help": "Draws forms, classes of no questions, and the order of things."})
+    seed: int = field(
+        default=0, metadata={"help": "Draws templates, the classes that are asked for, and the order of lists."}
+    )
 
     def __post_init__(self) -> None:
         if unknown := {*self.texts} - {*TEXTS}:

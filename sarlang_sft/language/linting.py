@@ -11,12 +11,17 @@ from sarlang_sft.language.checking import check_dialogue
 from sarlang_sft.language.reading import make_reader
 from sarlang_sft.language.things import name_things
 from sarlang_sft.language.truth import look_at
-from sarlang_sft.language.wording import SETS, Wording, content_problems, make_wording
+from sarlang_sft.language.wording import PARTS, SETS, Wording, content_problems, make_wording, part_at, read_content
 from sarlang_sft.records import Box
 
 TRIALS = 300  # random images
 SIDE = 300  # pixels of them
 CAPTIONS_WANTED = 5
+MAY_SHARE = (
+    {"questions.positioning_one", "questions.positioning_many"},
+    {"grounding.locate_one", "grounding.locate_many"},
+    *({one, other} for one, other in combinations([key for key in SETS if key.startswith("prompts.")], 2)),
+)
 CLASSES = ("ship", "aircraft", "car", "tank", "bridge", "harbor")
 
 # What is wrong with a template, by patterns; those of English are tried on wordings of its grammar.
@@ -61,7 +66,9 @@ def lint(content: Mapping[str, Any], classes: tuple[str, ...] = CLASSES, seed: i
     if errors:
         return errors
     wording = make_wording("", content)
-    remarks = [Remark(False, text) for text in (*_style_remarks(content), *_set_remarks(wording))]
+    remarks = [
+        Remark(False, text) for text in (*_style_remarks(content), *_set_remarks(wording), *_untranslated(content))
+    ]
     return remarks + [Remark(True, text) for text in _trial_remarks(wording, classes, seed)]
 
 
@@ -84,10 +91,23 @@ def _set_remarks(wording: Wording) -> Iterator[str]:
         count = sum(len(wording.sets[f"{room}.{family}"]) for family in families)
         if count < CAPTIONS_WANTED:
             yield f"`{room}`: {count} templates for an image with one object, which makes fewer than five captions"
-    for one, other in combinations([key for key in SETS if key.startswith("grounding.")], 2):
-        for template in {*wording.sets[one]} & {*wording.sets[other]}:
-            if {one, other} != {"grounding.locate_one", "grounding.locate_many"}:
+    for one, other in combinations(SETS, 2):
+        if one.partition(".")[0] == other.partition(".")[0] and {one, other} not in MAY_SHARE:
+            for template in {*wording.sets[one]} & {*wording.sets[other]}:
                 yield f"`{one}` and `{other}`: {'{}'.join(template.texts)!r} stands in both"
+    if not wording.content.get("reading", {}).get("refused"):
+        yield "`reading.refused` is empty, without which rewrite_captions.py cannot judge rewrites"
+
+
+def _untranslated(content: Mapping[str, Any]) -> Iterator[str]:
+    """What a wording of another language has as `en` has it."""
+    if content["grammar"] == "english":
+        return
+    english = read_content("en")
+    for key in (*SETS, *PARTS, "regions", "places", "relations"):
+        here = part_at(content, key)
+        if here == part_at(english, key) and re.search(r"[A-Za-z]{2}", re.sub(r"\{.*?\}", "", str(here))):
+            yield f"`{key}` is still that of en"
 
 
 def _trial_remarks(wording: Wording, classes: tuple[str, ...], seed: int) -> Iterator[str]:

@@ -40,7 +40,10 @@ def recheck(data: Path) -> tuple[Counter[tuple[str, str]], list[Disagreement]]:
     """
     classes = read_manifest(data).get("classes")
     if not isinstance(classes, list) or not (data / WORDING).is_file():
-        raise InputError(f"--data {data}: was not built from boxes (no {WORDING}, or no classes in its manifest)")
+        raise InputError(
+            f"--data {data}: was not built by build_from_boxes.py (its manifest has no classes, or {WORDING} is "
+            "missing); texts of class folders have no boxes to be checked by"
+        )
     wording = read_wording(str(data / WORDING))
     reader = make_reader(wording, name_things(classes, wording))
     true: Counter[tuple[str, str]] = Counter()

@@ -188,8 +188,8 @@ def make_wording(name: str, content: Mapping[str, Any]) -> Wording:
         name=name,
         content=content,
         grammar=content["grammar"],
-        sets={key: tuple(map(parse_template, _at(content, key))) for key in SETS},
-        parts={key: parse_template(_at(content, key)) for key in PARTS},
+        sets={key: tuple(map(parse_template, part_at(content, key))) for key in SETS},
+        parts={key: parse_template(part_at(content, key)) for key in PARTS},
         regions=content["regions"],
         places={key: tuple(words) for key, words in content["places"].items()},
         relations={key: tuple(words) for key, words in content["relations"].items()},
@@ -244,7 +244,7 @@ def _merged(base: Mapping[str, Any], added: Mapping[str, Any], where: str) -> di
     return merged
 
 
-def _at(content: Mapping[str, Any], key: str) -> Any:
+def part_at(content: Mapping[str, Any], key: str) -> Any:
     """What stands under a dotted name; None if nothing does."""
     found: Any = content
     for part in key.split("."):
@@ -258,14 +258,14 @@ def content_problems(content: Mapping[str, Any]) -> Iterator[str]:
     if content.get("grammar") not in GRAMMARS:
         yield f"`grammar` must be one of {', '.join(GRAMMARS)}"
     for key, slots in SETS.items():
-        templates = _at(content, key)
+        templates = part_at(content, key)
         if not isinstance(templates, list) or not templates or not all(map(_is_text, templates)):
             yield f"`{key}` must be a list of templates, with quotes around those that begin with a brace"
             continue
         for template in templates:
             yield from _slot_problems(key, template, slots)
     for key, slots in PARTS.items():
-        part = _at(content, key)
+        part = part_at(content, key)
         if not _is_text(part):
             yield f"`{key}` must be a text"
             continue

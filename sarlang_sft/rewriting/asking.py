@@ -69,7 +69,7 @@ class RewritingArguments:
     seed: int = field(default=0, metadata={"help": "Deals the rewrites out to the images."})
     concurrency: int = field(default=32, metadata={"help": "Requests under way at once."})
     timeout: float = field(default=180.0, metadata={"help": "Seconds for a reply, after which it is asked again."})
-    tries: int = field(default=6, metadata={"help": "How often a request is sent until its caption is kept."})
+    tries: int = field(default=6, metadata={"help": "Attempts at a request before its caption stays as it is."})
     requests_per_minute: float | None = field(
         default=None, metadata={"help": "Send no more requests a minute, retries included; default: no limit."}
     )
