@@ -14,6 +14,7 @@ def tokenizer(real_data: Path) -> list[object]:
     return ["--real_processor", real_data / "qwen2_5_vl_7b"]
 
 
+@pytest.mark.slow
 def test_three_paths_learn_the_same_from_the_same_steps(tokenizer: list[object], tmp_path: Path) -> None:
     out = tmp_path / "throughput.json"
     words = ["--turns", 3, "--steps", 1, "--batch", 3, "--images", 8, "--out", out]
@@ -30,6 +31,7 @@ def test_three_paths_learn_the_same_from_the_same_steps(tokenizer: list[object],
     assert stock["flop_per_qa"] / trees["flop_per_qa"] > 2 and "x counted" in output
 
 
+@pytest.mark.slow
 def test_generation_ways_give_the_same_answers(tmp_path: Path) -> None:
     out = tmp_path / "generation.json"
     run_script(GENERATION, "--turns", 3, "--images", 1, "--shape", "llava_cpu", "--out", out)
@@ -85,6 +87,7 @@ def test_refined_lee_is_measured_beside_boxcar_and_no_filter(tmp_path: Path) -> 
     assert all(row["plain_loop_over_ours"] > 0 for row in result["time"])
 
 
+@pytest.mark.slow
 def test_a_merge_is_measured_beside_a_copy_and_peft(tmp_path: Path) -> None:
     out = tmp_path / "merge.json"
     words = ["--size_gb", 0.1, "--shape", "qwen_cpu", "--work", tmp_path, "--out", out]

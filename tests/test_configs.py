@@ -62,7 +62,18 @@ def test_the_configs_that_users_expect_are_there() -> None:
     assert set(WANTED) <= {name_of(config) for config in CONFIGS}
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+# Configs that differ from another one in the size of the model alone.
+ALIKE = {
+    "qwen2_5_vl_3b_lora", "qwen2_5_vl_32b_qlora", "qwen3_vl_8b_lora", "llava_1_5_13b_lora", "paper/qwen2_5_vl_3b",
+    "paper/llava_1_5_13b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(one, marks=pytest.mark.slow) if name_of(one) in ALIKE else one for one in CONFIGS],
+    ids=[name_of(one) for one in CONFIGS],
+)
 def test_config_trains_a_tiny_model_of_its_family(
     config: Path, tinies: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:

@@ -136,7 +136,7 @@ def test_two_ranks_give_the_losses_of_one_and_go_on_where_they_were(
         pytest.param(
             "llava_next", "ddp", ["--tuning", "qlora", "--optim", "paged_adamw_8bit"], marks=pytest.mark.slow
         ),
-        ("qwen2_vl", "zero2", ["--tuning", "qlora"]),
+        pytest.param("qwen2_vl", "zero2", ["--tuning", "qlora"], marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_tune_every_component_as_one_process_does(
@@ -188,7 +188,7 @@ def test_the_flat_path_means_the_same_on_two_ranks_with_accumulation(
 @pytest.mark.parametrize(
     ("way", "family", "resumed"),
     [
-        ("zero2", "qwen2_5_vl", False),
+        pytest.param("zero2", "qwen2_5_vl", False, marks=pytest.mark.slow),
         ("zero3", "qwen2_5_vl", False),
         ("fsdp", "llava", False),
         pytest.param("zero3", "llava", True, marks=pytest.mark.slow),

@@ -15,7 +15,7 @@ ZERO2 = {"deepspeed": ROOT / "deepspeed_configs/zero2.json"}
 @pytest.mark.parametrize(
     ("ranks", "options", "kills"),
     [
-        (1, {}, 3),
+        pytest.param(1, {}, 3, marks=pytest.mark.slow),
         pytest.param(2, ZERO2, 2, marks=pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")),
         pytest.param(1, {"dataloader_num_workers": 1}, 10, marks=pytest.mark.slow),
         pytest.param(
