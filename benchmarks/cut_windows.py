@@ -3,8 +3,8 @@
     python benchmarks/cut_windows.py --annotations train.json --image_root images --out windows --windows 40 --side 224
 
 Around every box so many windows are cut at random places where the box lies whole in them; other boxes that they cut
-through are painted over with the median of the image, those that they hold whole are kept. Windows reach beyond the
-image nowhere.
+through are painted over with the median of the image, those that they hold whole are kept. `--empty` adds windows of
+every image that hold nothing.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from sarlang_sft.imagery import read_image, to_bytes
+
+TRIES = 30  # places that are looked at for an empty window
 
 
 def cut(
@@ -38,6 +40,19 @@ def cut(
     return window, held
 
 
+def cut_empty(
+    pixels: np.ndarray, boxes: list[dict[str, Any]], side: int, rng: np.random.Generator
+) -> np.ndarray | None:
+    """A window that no box reaches into; None if there is none at any of a few places."""
+    height, width = pixels.shape
+    for _ in range(TRIES):
+        left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+        inside = (_inside(box, width, height) for box in boxes)
+        if all(x1 <= left or y1 <= top or x0 >= left + side or y0 >= top + side for x0, y0, x1, y1 in inside):
+            return pixels[top : top + side, left : left + side]
+    return None
+
+
 def _inside(box: dict[str, Any], width: int, height: int) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of what of a box is in the image."""
     x, y, w, h = box["bbox"]
@@ -50,6 +65,7 @@ def main() -> None:
     parser.add_argument("--image_root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for images/ and instances.json")
     parser.add_argument("--windows", type=int, default=40, help="around every box")
+    parser.add_argument("--empty", type=int, default=0, help="windows of every image that no box reaches into")
     parser.add_argument("--side", type=int, default=224, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -61,14 +77,15 @@ def main() -> None:
     for image in tqdm(coco["images"], unit=" images"):
         boxes = [box for box in coco["annotations"] if box["image_id"] == image["id"]]
         pixels = read_image(options.image_root / image["file_name"])[..., 0]
-        for chosen in boxes:
-            for _ in range(options.windows):
-                window, held = cut(pixels, boxes, chosen, options.side, rng)
-                number = len(images)
-                name = f"{Path(image['file_name']).stem}_{number:06d}.png"
-                Image.fromarray(to_bytes(window)).save(options.out / "images" / name)
-                images.append({"id": number, "file_name": name, "width": options.side, "height": options.side})
-                annotations += [{**box, "id": len(annotations), "image_id": number} for box in held]
+        windows = [cut(pixels, boxes, chosen, options.side, rng) for chosen in boxes for _ in range(options.windows)]
+        empty = (cut_empty(pixels, boxes, options.side, rng) for _ in range(options.empty))
+        windows += [(window, []) for window in empty if window is not None]
+        for window, held in windows:
+            number = len(images)
+            name = f"{Path(image['file_name']).stem}_{number:06d}.png"
+            Image.fromarray(to_bytes(window)).save(options.out / "images" / name)
+            images.append({"id": number, "file_name": name, "width": options.side, "height": options.side})
+            annotations += [{**box, "id": len(annotations), "image_id": number} for box in held]
     content = {"images": images, "annotations": annotations, "categories": coco["categories"]}
     (options.out / "instances.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
     print(f"{len(images):,} windows with {len(annotations):,} boxes: {options.out}")

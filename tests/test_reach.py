@@ -6,6 +6,7 @@ Only in `make test-all`.
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ def test_real_mstar_chips_are_told_apart(real_data: Path) -> None:
     scored = ["--predictions", f"{out}/predictions.jsonl", "--confusion", f"{out}/confusion.png"]
     run_script("eval/score_vqa.py", *scored, *tasks, f"{out}/scores.json")
     assert json.loads((ROOT / out / "scores.json").read_text())["overall"]["value"] >= 0.80
+
+
+def test_texts_built_from_real_boxes_teach_to_see(real_data: Path, tmp_path: Path) -> None:
+    words = ["--scenes", real_data / "mstar_scenes", "--work", tmp_path / "work", "--out", tmp_path / "result.json"]
+    subprocess.run([sys.executable, "benchmarks/mstar_scenes.py", *map(str, words)], cwd=ROOT, check=True)
+    for task, figures in json.loads((tmp_path / "result.json").read_text())["tasks"].items():
+        assert figures["model"]["low"] > max(figures["blind"], figures["majority"], 0.5 * (task == "identification"))
 
 
 @pytest.fixture(scope="module")
