@@ -117,7 +117,11 @@ def main() -> None:
         value, low, high = one["model"].values()
         print(f"{task:15} of {one['n']}: {value:.1%} ({low:.1%} to {high:.1%}), blind {one['blind']:.1%}, "
               f"majority {one['majority']:.1%}")  # fmt: skip
-    result = {"hardware": setting.hardware(), "versions": setting.versions(), "steps": options.steps}
+    result = {
+        "hardware": f"{setting.hardware()}, in each of 2 processes",
+        "versions": setting.versions(),
+        "steps": options.steps,
+    }
     setting.write_result(options.out, {**result, "training_seconds": seconds, "tasks": figures})
 
 
