@@ -192,12 +192,13 @@ def read_rows(file: TextFile) -> Iterator[Row]:
     with _open(file) as text:
         for row in read(text, file.part.kind):
             words = f"{row.image}{row.question or ''}{row.answer}"
-            if not row.problem and not words.isascii() and not _is_unicode(words):
+            if not row.problem and not words.isascii() and not is_unicode(words):
                 row = Row(row.number, ascii(row.image)[1:-1], problem="not UTF-8 text")
             yield row
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a string can be stored: files of others also bring halves of characters."""
     try:
         text.encode()
     except UnicodeEncodeError:

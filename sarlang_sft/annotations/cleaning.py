@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from sarlang_sft.annotations.geometry import as_upright, fit_box, in_pixels
-from sarlang_sft.annotations.labels import clean_label, is_text, label_problem
+from sarlang_sft.annotations.labels import clean_label, label_problem
 from sarlang_sft.annotations.model import LabelledImage, MarkedBox, MarkedImage, Problem
 from sarlang_sft.annotations.reading import AnnotationSet
 from sarlang_sft.boxes import Points, corners
@@ -19,6 +19,7 @@ from sarlang_sft.image_lookup import ImageFolder, NoImageError
 from sarlang_sft.processes import in_processes
 from sarlang_sft.records import Box, carve
 from sarlang_sft.sarlang import HEADERS_AT_ONCE
+from sarlang_sft.sarlang_texts import is_unicode
 
 OF_BAD_IMAGE = "of an image that cannot be used"
 DOUBTFUL = "marked as difficult"
@@ -104,7 +105,7 @@ def _locate(image: MarkedImage, folder: ImageFolder) -> str:
         except NoImageError as error:
             reason = str(error)
             continue
-        if not is_text(path):
+        if not is_unicode(path):
             raise NoImageError("image name is not valid Unicode")
         return path
     raise NoImageError(reason)

@@ -3,6 +3,7 @@
 import unicodedata
 from functools import cache
 
+from sarlang_sft.sarlang_texts import is_unicode
 from sarlang_sft.text_checks import CONTROL_CHARACTERS, SPECIAL_TOKENS
 
 NO_NAME = "class without a name"
@@ -20,15 +21,6 @@ def label_problem(label: str) -> str | None:
     """Why a clean class name cannot stand in a text, or None."""
     if not label:
         return NO_NAME
-    if "<box:" in label or SPECIAL_TOKENS.search(label) or CONTROL_CHARACTERS.search(label) or not is_text(label):
+    if "<box:" in label or SPECIAL_TOKENS.search(label) or CONTROL_CHARACTERS.search(label) or not is_unicode(label):
         return BREAKS_TEXTS
     return None
-
-
-def is_text(text: str) -> bool:
-    """Whether a string can be stored: JSON and file systems also bring halves of characters."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
