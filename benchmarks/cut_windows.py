@@ -3,8 +3,8 @@
     python benchmarks/cut_windows.py --annotations train.json --image_root images --out windows --windows 40 --side 224
 
 Around every box so many windows are cut at random places where the box lies whole in them; other boxes that they cut
-through are painted over with the median of the image, those that they hold whole are kept. `--empty` adds windows of
-every image that hold nothing.
+through are painted over with the median of the image (which empty windows never are: a model may see by that that
+there is an object), those that they hold whole are kept. `--empty` adds windows of every image that hold nothing.
 """
 
 import argparse
