@@ -1,0 +1,1 @@
+"""SARCLIP and SARCap: contrastive models and captioners on open_clip."""
