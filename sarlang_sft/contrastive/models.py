@@ -33,6 +33,34 @@ open_clip.add_model_config(OWN_CONFIGS)
 
 
 @dataclass
+class Pictures:
+    """How an image becomes the tower's input.
+
+    Attributes:
+        preprocess: open_clip's; `resize_mode` longest keeps all of a picture and its shape.
+        image_ops: Applied when an image is read, see `imagery.load_picture`; the same in training and evaluation.
+    """
+
+    preprocess: PreprocessCfg
+    image_ops: list[str]
+
+    def __post_init__(self) -> None:
+        self.transform = image_transform_v2(self.preprocess, is_train=False)
+
+    def to_tensor(self, image: Image.Image) -> torch.Tensor:
+        """An RGB picture as the tower's input, (3, H, W) float32: resized, padded with black, standardised."""
+        return self.transform(image)
+
+    def read(self, path: Path, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """An image file as the tower's input; with `rng` the augmenting operations are applied.
+
+        Raises:
+            UnreadableImageError: It cannot be read.
+        """
+        return self.to_tensor(load_picture(path, self.image_ops, rng))
+
+
+@dataclass
 class ContrastiveModel:
     """A CLIP or CoCa of open_clip with everything that its inputs need.
 
@@ -40,8 +68,7 @@ class ContrastiveModel:
         model: `encode_image`, `encode_text` and `logit_scale` of open_clip.
         tokenizer: Texts to token ids, (N, context length) int64.
         config: open_clip's `model_cfg`: the architecture.
-        preprocess: How a picture becomes the tower's input; `resize_mode` longest keeps all of it and its shape.
-        image_ops: Applied when an image is read, see `imagery.load_picture`; the same in training and evaluation.
+        preprocess, image_ops: See [`Pictures`].
     """
 
     model: nn.Module
@@ -51,7 +78,7 @@ class ContrastiveModel:
     image_ops: list[str]
 
     def __post_init__(self) -> None:
-        self.to_tensor = image_transform_v2(self.preprocess, is_train=False)
+        self.pictures = Pictures(self.preprocess, self.image_ops)
 
     @property
     def captions(self) -> bool:
@@ -64,16 +91,12 @@ class ContrastiveModel:
         return self.model.logit_scale.device
 
     def picture(self, image: Image.Image) -> torch.Tensor:
-        """An RGB picture as the tower's input, (3, H, W) float32: resized, padded with black, standardised."""
-        return self.to_tensor(image)
+        """See [`Pictures.to_tensor`]."""
+        return self.pictures.to_tensor(image)
 
-    def read(self, path: Path, rng: np.random.Generator | None = None) -> torch.Tensor:
-        """An image file as the tower's input, see [`picture`]; with `rng` the augmenting operations are applied.
-
-        Raises:
-            UnreadableImageError: It cannot be read.
-        """
-        return self.picture(load_picture(path, self.image_ops, rng))
+    def read(self, path: Path) -> torch.Tensor:
+        """See [`Pictures.read`]."""
+        return self.pictures.read(path)
 
 
 def load_model(
