@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sarlang_sft.errors import InputError, nearest
+from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.imagery import load_ops, load_picture, save_ops
+from sarlang_sft.records import file_hash
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -125,7 +127,7 @@ def load_model(
         if not (folder / CONFIG).is_file():
             raise InputError(f"model {folder}: holds no {CONFIG}; give a folder written by recipes/sarclip.py")
         if weights:
-            raise InputError(f"weights {weights}: the model {folder} has its own; name an architecture instead")
+            raise InputError(f"pretrained {weights}: the model {folder} has its own; name an architecture instead")
         source, weights = f"local-dir:{folder}", find_weights(folder)
     else:
         known = open_clip.list_models()
@@ -134,7 +136,7 @@ def load_model(
             way_out = nearest(source, known, "or give a folder, or hf-hub:OWNER/NAME")
             raise InputError(f"model {name}: no folder, and no architecture of that name; {way_out}")
         if weights and not Path(weights).is_file():
-            raise InputError(f"weights {weights}: no such file")
+            raise InputError(f"pretrained {weights}: no such file")
     config = read_config(source)
     logging.disable(logging.WARNING)  # open_clip warns of weights that are filled in below
     try:
@@ -183,15 +185,15 @@ def _fill(model: nn.Module, name: str, weights: Path) -> None:
         open_clip.load_checkpoint(model, str(weights), weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"weights {weights}: holds more than tensors, which is not unpickled here (OpenAI's TorchScript files are "
-            "such); convert it to safetensors where you trust it"
+            f"pretrained {weights}: holds more than tensors, which is not unpickled here (OpenAI's TorchScript files "
+            "do); convert it to safetensors where you trust it"
         ) from error
     except (SafetensorError, OSError, EOFError) as error:
-        raise InputError(f"weights {weights}: cannot be read ({error})") from error
+        raise InputError(f"pretrained {weights}: cannot be read ({error})") from error
     except RuntimeError as error:
         found = _differences(model, weights)
         raise InputError(
-            f"weights {weights}: are not of the architecture {name}: {found or str(error).splitlines()[0]}"
+            f"pretrained {weights}: are not of the architecture {name}: {found or str(error).splitlines()[0]}"
         ) from error
 
 
@@ -210,6 +212,17 @@ def _differences(model: nn.Module, weights: Path) -> str:
     told += [f"{len(missing)} are missing, such as {missing[0]}"] if missing else []
     told += [f"{len(foreign)} belong elsewhere, such as {foreign[0]}"] if foreign else []
     return "; ".join(told)
+
+
+def model_fingerprint(name: str, weights: str | None) -> str:
+    """Tells a model from any other, see `fingerprints`; of an architecture its name and the hash of the weights."""
+    if name.startswith(HUB):
+        return base_fingerprint(name.removeprefix(HUB))
+    if Path(name).is_dir():
+        return base_fingerprint(name)
+    if weights and not Path(weights).is_file():
+        raise InputError(f"pretrained {weights}: no such file")
+    return f"{name}+{file_hash(Path(weights)) if weights else 'random'}"
 
 
 def save_model(saved: ContrastiveModel, folder: Path) -> None:

@@ -105,6 +105,16 @@ def make_pairs(paths: Sequence[Path], captions: Sequence[str], sources: Sequence
     )
 
 
+def merge_pairs(parts: Sequence[Pairs]) -> Pairs:
+    """The pairs of all; equal images and equal texts become one."""
+    rows = [
+        (part.paths[image], part.texts[text], part.sources[image])
+        for part in parts
+        for image, text in zip(part.image, part.text, strict=True)
+    ]
+    return make_pairs(*zip(*rows, strict=True))
+
+
 def read_pairs(
     data: Path,
     split: str,

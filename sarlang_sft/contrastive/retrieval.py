@@ -152,7 +152,9 @@ def encode_pairs(model: ContrastiveModel, pairs: Pairs, rows: np.ndarray, batch_
     return Encoded(pairs, left, found.features, texts, found.unreadable, int((~readable).sum()))
 
 
-def rank(images: torch.Tensor, texts: torch.Tensor, lists: Lists, block: int = BLOCK) -> tuple[Ranks, Ranks]:
+def rank(
+    images: torch.Tensor, texts: torch.Tensor, lists: Lists, block: int = BLOCK, progress: bool = True
+) -> tuple[Ranks, Ranks]:
     """The ranks of the best true item, of images among texts and of texts among images.
 
     Nothing is sorted: it is counted how many beat the best true item, block by block of the similarity matrix, of
@@ -178,7 +180,7 @@ def rank(images: torch.Tensor, texts: torch.Tensor, lists: Lists, block: int = B
     ]
     above = [np.zeros(len(of_best), np.int64) for of_best in best]
     reached = [np.zeros(len(of_best), np.int64) for of_best in best]
-    for start in tqdm(range(0, len(lists.images), block), desc="ranking", unit=" blocks"):
+    for start in tqdm(range(0, len(lists.images), block), desc="ranking", unit=" blocks", disable=not progress):
         down = slice(start, start + block)
         some_images = images[lists.images[down]]
         for begin in range(0, len(lists.texts), block):
