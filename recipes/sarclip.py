@@ -1,6 +1,6 @@
 r"""SARCLIP: contrastive training of image and text on a data folder with captions, in one stage or several.
 
-    python recipes/sarclip.py                                       # the demo: a tiny model on simulated scenes, CPU
+    make demo-sarclip                                               # a tiny model on simulated scenes, CPU
     torchrun --nproc_per_node 8 recipes/sarclip.py --config recipes/configs/sarclip_vit_l_14.yaml
     python recipes/sarclip.py --model_name_or_path ViT-B-32 --pretrained RemoteCLIP-ViT-B-32.safetensors \
         --data data/sarlang --output_dir runs/sarclip --tuning lora --global_batch_size 512 --micro_batch_size 64
@@ -10,20 +10,16 @@ Pairs that are true of each other are no negatives (`--negatives`). Each stage g
 complete checkpoint is, and the next begins with its result. docs/sarclip.md has the whole road.
 """
 
-from pathlib import Path
-
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.arguments import PairDataArguments, PairModelArguments, PairTrainArguments, split_stages
 from sarlang_sft.contrastive.training import train_stage
 from sarlang_sft.contrastive.tuning import PairTuning
 from sarlang_sft.roll_call import ending_together
 
-DEMO = Path(__file__).parent / "configs" / "sarclip_demo.yaml"
-
 
 def main() -> None:
     arguments = [PairModelArguments, PairTuning, PairDataArguments, PairTrainArguments]
-    model, tuning, data, training = parse_arguments(arguments, __doc__, DEMO)
+    model, tuning, data, training = parse_arguments(arguments, __doc__)
     for stage in split_stages(model, tuning, data, training):
         train_stage(stage)
 

@@ -65,7 +65,7 @@ def contrastive_loss(
     counted = rows.valid[rows.first : rows.first + len(per_image)]
     weight = counted.float() * ranks / rows.valid.sum().clamp(min=1)
     losses = [
-        _cross_entropy(logits.float(), mine, known, rows.valid, negatives)
+        _cross_entropy(logits, mine, known, rows.valid, negatives)
         for logits, known in ((per_image, rows.image_knows), (per_text, rows.text_knows))
     ]
     return ((losses[0] + losses[1]) / 2 * weight).sum()
@@ -94,5 +94,5 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor, tokens: torch.Tenso
         labels: (b, L) token ids; `pad` is not counted.
         tokens: Scalar, what to divide by: caption tokens of all ranks over the number of ranks.
     """
-    total = functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=pad, reduction="sum")
+    total = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=pad, reduction="sum")
     return total / tokens.clamp(min=1)

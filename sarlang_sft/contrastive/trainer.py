@@ -48,6 +48,13 @@ class Towers(nn.Module):
             "logit_scale": self.model.logit_scale.exp(),
         }
 
+    def train(self, mode: bool = True) -> "Towers":
+        """A locked image tower keeps its statistics of batch normalisation."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.model.visual.parameters()):
+            self.model.visual.eval()
+        return self
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Called by transformers if `gradient_checkpointing` is set."""
         self.model.set_grad_checkpointing(True)
@@ -69,11 +76,10 @@ class PairTrainer(Trainer):
 
     args: PairTrainArguments
 
-    def give(self, contrastive: ContrastiveModel, pairs: Pairs, val: Pairs | None) -> None:
-        """Give the trainer what it learns from, and the pairs that it is evaluated on."""
+    def give(self, contrastive: ContrastiveModel, pairs: Pairs) -> None:
+        """Give the trainer the model with all that belongs to it, and the pairs that its data set draws from."""
         self.contrastive = contrastive
         self.pairs = pairs
-        self.val = val
         self.part_losses: dict[str, list[torch.Tensor]] = {}
         self.since = time.perf_counter()
         self.pairs_seen = 0
@@ -212,7 +218,9 @@ class PairRunTrainer(ResumableTrainer, PairTrainer):
         self.model_wrapped.eval()
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
-                metrics = score_val(self.contrastive, eval_dataset or self.val, self.run.ranks, self.check_interrupted)
+                metrics = score_val(
+                    self.contrastive, eval_dataset or self.eval_dataset, self.run.ranks, self.check_interrupted
+                )
         finally:
             self.model_wrapped.train(training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -15,7 +15,7 @@ from sarlang_sft.contrastive.batches import EpochPairs, PairCollator
 from sarlang_sft.contrastive.models import ContrastiveModel, load_model, model_fingerprint, save_model
 from sarlang_sft.contrastive.pairs import Pairs, merge_pairs, read_pairs
 from sarlang_sft.contrastive.trainer import PairRunTrainer, Towers
-from sarlang_sft.contrastive.tuning import count_parameters, tune
+from sarlang_sft.contrastive.tuning import count_parameters, merge, tune
 from sarlang_sft.errors import InputError
 from sarlang_sft.loader_workers import start_worker_server
 from sarlang_sft.run_facts import make_facts
@@ -112,9 +112,9 @@ def build_trainer(
         args=training,
         data_collator=PairCollator(contrastive, pairs, run.folder, data.max_bad_images),
         train_dataset=EpochPairs(pairs, data.captions, training.seed),
+        eval_dataset=read_split(data, "val") if training.eval_strategy != "no" else None,
     )
-    val = read_split(data, "val") if training.eval_strategy != "no" else None
-    trainer.give(contrastive, pairs, val)
+    trainer.give(contrastive, pairs)
     if trainer.is_world_process_zero():
         print(count_parameters(contrastive.model), flush=True)
     tracker = add_tracker(trainer, run.id, run.facts, run.cut_off)
@@ -138,7 +138,7 @@ def save_result(trainer: PairRunTrainer, adapters: PeftModel | None, metrics: di
             if adapters is not None:
                 adapters.save_pretrained(part / ADAPTER)
                 shutil.rmtree(out / ADAPTER, ignore_errors=True)
-                adapters.merge_and_unload()
+                merge(trainer.contrastive, adapters)
             save_model(trainer.contrastive, part)
             for path in part.iterdir():
                 os.replace(path, out / path.name)

@@ -1,14 +1,18 @@
 """What of a contrastive model trains: everything, low-rank adapters, or all but a locked image tower."""
 
+import re
 from dataclasses import dataclass, field
 
+from open_clip.modified_resnet import ModifiedResNet
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from sarlang_sft.contrastive.models import ContrastiveModel
+from sarlang_sft.contrastive.open_attention import close_attention, open_attention
 from sarlang_sft.errors import InputError
 
 TUNINGS = ("full", "lora", "locked_image")
+BLOCKS = re.compile(r"\b(resblocks|cross_attn)\.\d+\.(attn|mlp)\.")
 
 
 @dataclass
@@ -39,22 +43,35 @@ class PairTuning:
 
 
 def tune(contrastive: ContrastiveModel, tuning: PairTuning) -> PeftModel | None:
-    """Freeze what does not train; with adapters, what [`merge`] needs. The temperature always trains."""
+    """Freeze what does not train; with adapters, what [`merge`] needs. The temperature always trains.
+
+    Raises:
+        InputError: The image tower cannot be unlocked in part.
+    """
     model = contrastive.model
     model.requires_grad_(True)
-    adapters = None
     if tuning.tuning == "locked_image":
-        model.visual.lock(unlocked_groups=tuning.unlocked_groups, freeze_bn_stats=True)
-    if tuning.tuning == "lora":
-        config = LoraConfig(
-            r=tuning.lora_r,
-            lora_alpha=tuning.lora_alpha,
-            lora_dropout=tuning.lora_dropout,
-            target_modules=adaptable_layers(model),
-        )
-        adapters = get_peft_model(model, config)  # puts the adapters into the model itself
-        model.logit_scale.requires_grad_(True)
+        if tuning.unlocked_groups and isinstance(model.visual, ModifiedResNet):
+            raise InputError(f"unlocked_groups {tuning.unlocked_groups}: a ResNet is locked as a whole; leave it out")
+        model.visual.lock(unlocked_groups=tuning.unlocked_groups)
+    if tuning.tuning != "lora":
+        return None
+    open_attention(model)
+    config = LoraConfig(
+        r=tuning.lora_r,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.lora_dropout,
+        target_modules=adaptable_layers(model),
+    )
+    adapters = get_peft_model(model, config)  # puts the adapters into the model itself
+    model.logit_scale.requires_grad_(True)
     return adapters
+
+
+def merge(contrastive: ContrastiveModel, adapters: PeftModel) -> None:
+    """Make the adapters part of the weights."""
+    adapters.merge_and_unload()
+    close_attention(contrastive.model)
 
 
 def adaptable_layers(model: nn.Module) -> list[str]:
@@ -62,17 +79,12 @@ def adaptable_layers(model: nn.Module) -> list[str]:
 
     Left out are poolers, whose weights are not used through the layers that hold them, and embeddings.
     """
-    blocks = {
-        name: isinstance(module, nn.MultiheadAttention | nn.Linear) and not name.endswith("attn.out_proj")
+    return [
+        name
         for name, module in model.named_modules()
-        if ".resblocks." in f".{name}" or ".cross_attn." in name
-    }
-    stages = {
-        name: isinstance(module, nn.Conv2d)
-        for name, module in model.named_modules()
-        if name.startswith("visual.layer")
-    }
-    return [name for name, adaptable in {**blocks, **stages}.items() if adaptable]
+        if (isinstance(module, nn.Linear) and BLOCKS.search(name))
+        or (isinstance(module, nn.Conv2d) and name.startswith("visual.layer"))
+    ]
 
 
 def count_parameters(model: nn.Module) -> str:
