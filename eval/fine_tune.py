@@ -16,7 +16,7 @@ from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.class_folder import check_same_classes, read_class_folder
 from sarlang_sft.contrastive.fine_tuning import Schedule, fine_tuned
 from sarlang_sft.contrastive.models import load_model
-from sarlang_sft.contrastive.recognition import draw_confusion, show_recognition, write_recognition
+from sarlang_sft.contrastive.recognition import draw_confusion, show_recognition, training_protocol, write_recognition
 from sarlang_sft.contrastive.results import show_figures
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.whole_output import check_file
@@ -47,6 +47,12 @@ class FineTuneArguments:
     confusion: str | None = field(default=None, metadata={"help": "Also draw what is taken for what: a PNG file."})
     device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to compute."})
 
+    def __post_init__(self) -> None:
+        if not self.seeds or len({*self.seeds}) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("--seeds: give one or more different whole numbers from 0 on")
+        if min(self.batch_size, self.epochs) < 1 or self.learning_rate <= 0:
+            raise ValueError("--batch_size, --epochs and --learning_rate must be above 0")
+
 
 def main() -> None:
     (args,) = parse_arguments([FineTuneArguments], __doc__)
@@ -61,7 +67,7 @@ def main() -> None:
     model = load_model(args.model, args.weights, args.device, image_ops=args.image_ops)
     runs, trained = fine_tuned(model, train, test, args.shots, args.seeds, schedule)
     name = f"{args.model} ({args.weights})" if args.weights else args.model
-    protocol = f"{f'{args.shots} shots' if args.shots else 'all of train'}, {len(args.seeds)} seeds"
+    protocol = training_protocol(args.shots, args.seeds)
     figures = write_recognition(out, "fine_tuned", protocol, name, test, runs, trained)
     print(show_figures(figures))
     print(show_recognition(figures))

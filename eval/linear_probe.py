@@ -17,7 +17,7 @@ from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.class_folder import check_same_classes, read_class_folder
 from sarlang_sft.contrastive.linear_probe import linear_probe
 from sarlang_sft.contrastive.models import load_model
-from sarlang_sft.contrastive.recognition import draw_confusion, show_recognition, write_recognition
+from sarlang_sft.contrastive.recognition import draw_confusion, show_recognition, training_protocol, write_recognition
 from sarlang_sft.contrastive.results import show_figures
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.whole_output import check_file
@@ -45,6 +45,12 @@ class ProbeArguments:
     batch_size: int = field(default=64, metadata={"help": "Images at a time."})
     device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to compute."})
 
+    def __post_init__(self) -> None:
+        if not self.seeds or len({*self.seeds}) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("--seeds: give one or more different whole numbers from 0 on")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size {self.batch_size}: must be 1 or more")
+
 
 def main() -> None:
     (args,) = parse_arguments([ProbeArguments], __doc__)
@@ -58,7 +64,7 @@ def main() -> None:
     model = load_model(args.model, args.weights, args.device)
     runs, chosen = linear_probe(model, train, test, args.shots, args.seeds, args.batch_size)
     name = f"{args.model} ({args.weights})" if args.weights else args.model
-    protocol = f"{f'{args.shots} shots' if args.shots else 'all of train'}, {len(args.seeds)} seeds"
+    protocol = training_protocol(args.shots, args.seeds)
     figures = write_recognition(out, "linear_probe", protocol, name, test, runs, chosen)
     print(show_figures(figures))
     print(show_recognition(figures))

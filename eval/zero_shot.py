@@ -50,6 +50,10 @@ class ZeroShotArguments:
     batch_size: int = field(default=64, metadata={"help": "Images at a time."})
     device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to compute."})
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size {self.batch_size}: must be 1 or more")
+
 
 def main() -> None:
     (args,) = parse_arguments([ZeroShotArguments], __doc__)

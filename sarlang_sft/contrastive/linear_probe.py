@@ -149,7 +149,8 @@ def linear_probe(
         The scores of every seed, and by seed what was chosen: `l2`, `held_out_accuracy`, `converged`.
     """
     seen, unseen = probe_features(model, train, batch_size), probe_features(model, test, batch_size)
-    readable, features = train.only(np.array(seen.rows)), seen.features.numpy()
+    readable = train.only(np.array(seen.rows))
+    features, others = scaled(seen.features.numpy(), unseen.features.numpy())
     runs, chosen = [], {}
     for seed in seeds:
         probe = (
@@ -157,13 +158,24 @@ def linear_probe(
             if shots is not None
             else fit_probe(features, readable.labels, train.names, seed)
         )
-        scores = class_scores(probe.classifier, unseen.features.numpy())
+        scores = class_scores(probe.classifier, others)
         runs.append(Scored(scores, test.labels[unseen.rows], unseen.unreadable))
         chosen[str(seed)] = {
             "l2": probe.l2, "held_out_accuracy": probe.held_out_accuracy, "converged": probe.converged
         }  # fmt: skip
     told = {str(path): reason for path, reason in seen.unreadable.items()}
     return runs, {"chosen": chosen, "train_images": len(seen.rows), "train_unreadable": told}
+
+
+def scaled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, D) less the mean of `train`, by the one number that makes their root mean square 1 there.
+
+    So the range of L2 is as wide for towers whose features are of any length; the classifier that a weight of L2 gives
+    is the one that another weight gives without, since the bias takes the mean.
+    """
+    mean = train.mean(axis=0)
+    spread = max(float(np.sqrt(np.square(train - mean).mean())), np.finfo(np.float32).tiny)
+    return (train - mean) / spread, (test - mean) / spread
 
 
 def class_scores(classifier: LogisticRegression, features: np.ndarray) -> np.ndarray:

@@ -92,6 +92,11 @@ def class_table(runs: Sequence[Scored], names: Sequence[str]) -> dict[str, dict[
     }
 
 
+def training_protocol(shots: int | None, seeds: Sequence[int]) -> str:
+    """What was trained on, in words."""
+    return f"{f'{shots} shots' if shots is not None else 'all of train'}, seeds {', '.join(map(str, seeds))}"
+
+
 def write_recognition(
     out: Path,
     task: str,
