@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 
 from sarlang_sft.contrastive.class_folder import ClassFolder, few_shots
 from sarlang_sft.contrastive.features import read_pictures
@@ -33,8 +35,7 @@ def fine_tune(
 ) -> tuple[ContrastiveModel, nn.Linear]:
     """A trained copy of the model, without its projection where it has one, and the head on top.
 
-    The augmenting operations among the model's `image_ops` are applied here and nowhere else. The last epoch counts:
-    nothing is chosen by a test.
+    The augmenting operations among the model's `image_ops` are applied here and nowhere else. The last epoch counts.
 
     Args:
         seed: Draws the head, the order of images, and the augmentation.
@@ -50,7 +51,7 @@ def fine_tune(
         torch.manual_seed(seed)
         head = nn.Linear(_width(tuned), len(train.names)).to(model.device)
         tower = tuned.model.visual.requires_grad_()
-        weights = [*(weight for weight in tower.parameters()), *head.parameters()]
+        weights = [*tower.parameters(), *head.parameters()]
         optimiser = torch.optim.AdamW(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
         steps = schedule.epochs * math.ceil(len(paths) / batch)
         rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
@@ -69,6 +70,9 @@ def fine_tune(
                 nn.utils.clip_grad_norm_(weights, 1.0)
                 optimiser.step()
                 rates.step()
+        # Batch norm's running statistics lag behind the weights where steps are few, as with shots.
+        again = read_pictures(tuned, paths, batch, unreadable, f"seed {seed}, batch norm")
+        update_bn((pictures for _, pictures in again), tower, model.device)
         tower.eval()
     if unreadable.keys() >= {*paths}:
         raise InputError(f"--train {train.root}: none of its {len(paths)} images can be read")
@@ -77,14 +81,9 @@ def fine_tune(
 
 def _width(model: ContrastiveModel) -> int:
     """Of the features that [`before_projection`] lets through."""
+    picture = model.picture(Image.new("RGB", (8, 8)))[None].to(model.device)
     with torch.inference_mode():
-        nothing = torch.zeros(1, 3, *_size(model), device=model.device)
-        return model.model.encode_image(nothing, normalize=False).shape[1]
-
-
-def _size(model: ContrastiveModel) -> tuple[int, int]:
-    size = model.preprocess.size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return model.model.encode_image(picture, normalize=False).shape[1]
 
 
 def score(model: ContrastiveModel, head: nn.Linear, test: ClassFolder, batch_size: int) -> Scored:
