@@ -288,6 +288,8 @@ def test_scaling_takes_mean_and_one_number_from_train() -> None:
     assert np.allclose(one.mean(axis=0), 0, atol=1e-6) and np.square(one).mean() == pytest.approx(1)
     assert np.allclose(other, (7 - train.mean(axis=0)) / np.sqrt(np.square(train - train.mean(axis=0)).mean()))
     assert np.isfinite(probing.scaled(np.ones((5, 2)), np.ones((1, 2)))[1]).all()
+    with pytest.raises(InputError, match="not all finite"):
+        probing.scaled(train, np.array([[np.nan] * 4]))
 
 
 def test_shots_are_as_many_of_every_class_and_others_choose_l2(tmp_path: Path) -> None:
@@ -376,7 +378,8 @@ def test_entry_files_from_end_to_end(run: Callable[..., str], shapes: Path, tmp_
 
     out = tmp_path / "probe.json"
     both = [*model, "--train", train, "--test", test, "--out", out]
-    run("eval/linear_probe.py", *both, "--shots", 4, "--seeds", 0, 1)
+    told = run("eval/linear_probe.py", *both, "--shots", 4, "--seeds", 0, 1)
+    assert "seed 0: L2 " in told and "right on the held-out part of train" in told
     content = json.loads(out.read_text())
     assert (content["task"], content["protocol"]) == ("linear_probe", "4 shots, seeds 0, 1")
     assert len(content["runs"]) == 2 and np.sum(content["confusion"]) == 48

@@ -140,7 +140,7 @@ def few_shots(train: ClassFolder, shots: int, seed: int) -> tuple[np.ndarray, np
     for label, name in enumerate(train.names):
         rows = rng.permutation(np.flatnonzero(train.labels == label))
         if len(rows) < shots:
-            raise InputError(f"--shots {shots}: class {name} has {len(rows)} images in {train.root} that can be read")
+            raise InputError(f"--shots {shots}: class {name} has {len(rows)} images in {train.root}")
         drawn.append(rows[:shots])
         rest.append(rows[shots:])
     return np.concatenate(drawn), np.concatenate(rest)

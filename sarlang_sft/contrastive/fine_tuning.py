@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,11 +47,11 @@ def fine_tune(
     """
     tuned = replace(model, model=copy.deepcopy(model.model))
     paths, labels = train.paths, torch.from_numpy(train.labels)
-    batch = math.ceil(len(paths) / math.ceil(len(paths) / schedule.batch_size))  # no small one at the end
+    batch = math.ceil(len(paths) / math.ceil(len(paths) / schedule.batch_size))  # nearly equal batches
     with torch.random.fork_rng(), before_projection(tuned):
         torch.manual_seed(seed)
         head = nn.Linear(_width(tuned), len(train.names)).to(model.device)
-        tower = tuned.model.visual.requires_grad_()
+        tower = tuned.model.visual
         weights = [*tower.parameters(), *head.parameters()]
         optimiser = torch.optim.AdamW(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
         steps = schedule.epochs * math.ceil(len(paths) / batch)
@@ -108,7 +109,7 @@ def fine_tuned(
     shots: int | None,
     seeds: list[int],
     schedule: Schedule,
-) -> tuple[list[Scored], dict]:
+) -> tuple[list[Scored], dict[str, Any]]:
     """Train on `train`, or `shots` images of every class, once per seed, and score each on `test`."""
     unreadable: dict[Path, str] = {}
     runs = []

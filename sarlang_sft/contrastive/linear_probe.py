@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from open_clip.transformer import VisionTransformer
@@ -142,7 +142,7 @@ def linear_probe(
     shots: int | None,
     seeds: list[int],
     batch_size: int,
-) -> tuple[list[Scored], dict]:
+) -> tuple[list[Scored], dict[str, Any]]:
     """Probe a model: fitted on `train` alone, once per seed, and then scored on `test`.
 
     Returns:
@@ -172,7 +172,12 @@ def scaled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
     So the range of L2 is as wide for towers whose features are of any length; the classifier that a weight of L2 gives
     is the one that another weight gives without, since the bias takes the mean.
+
+    Raises:
+        InputError: They are not all finite.
     """
+    if not (np.isfinite(train).all() and np.isfinite(test).all()):
+        raise InputError("the model's features are not all finite numbers; its weights are damaged")
     mean = train.mean(axis=0)
     spread = max(float(np.sqrt(np.square(train - mean).mean())), np.finfo(np.float32).tiny)
     return (train - mean) / spread, (test - mean) / spread

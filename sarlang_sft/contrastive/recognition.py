@@ -140,11 +140,18 @@ def draw_confusion(content: Mapping[str, Any], path: Path) -> None:
 
 
 def show_recognition(content: Mapping[str, Any]) -> str:
-    """What else stands beside the figures, as lines of text: baselines, the worst classes, files left out."""
+    """What else stands beside the figures, as lines of text: baselines, the worst classes, L2, files left out."""
     guessing, frequent = content["baselines"]["guessing"], content["baselines"]["most_frequent"]
     lines = [f"  guessing gives {100 * guessing:.1f}, always the most frequent class {100 * frequent:.1f}"]
     worst = sorted(content["by_class"].items(), key=lambda item: item[1]["value"])[:3]
     lines.append("  lowest: " + ", ".join(f"{name} {100 * one['value']:.1f}" for name, one in worst))
+    for seed, one in content.get("chosen", {}).items():
+        doubt = "" if one["converged"] else "; the fit has not converged"
+        share = f"{100 * one['held_out_accuracy']:.1f}"
+        lines.append(f"  seed {seed}: L2 {one['l2']:.2g}, {share} right on the held-out part of train{doubt}")
+    if unread := content.get("train_unreadable"):
+        shown, why = next(iter(unread.items()))
+        lines.append(f"  not trained on: {len(unread)} unreadable images, such as {shown} ({why})")
     if content["left_out"]:
         shown, why = next(iter(content["left_out"].items()))
         lines.append(f"  left out: {len(content['left_out'])} files, such as {shown} ({why})")
