@@ -3,6 +3,7 @@ import math
 import re
 import runpy
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from report_runs import HOSTILE, LONG_WORD, NUL, RAMBLE, TURNED, questions, write_predictions
 
 from sarlang_sft.backbones import BACKBONES
+from sarlang_sft.contrastive.results import write_figures
 from sarlang_sft.errors import InputError
 from sarlang_sft.records import Box, Dialogue, Record, Turn, to_table, write_data_folder
 from sarlang_sft.reporting.curves import learning_curves, read_history
@@ -454,3 +456,60 @@ def test_the_page_tells_what_failed_and_what_was_not_run(tmp_path: Path) -> None
         lora, tower = table.split("\n")[2:4]
         assert lora.startswith(f"| `lora` | {first} | passed |") and lora.endswith(f"| {run_on} |")
         assert tower.startswith("| `lora_tower` | not run |")
+
+
+def model_figures(path: Path, task: str, value: float, **more: object) -> Path:
+    """A file as the evaluations of contrastive models write it."""
+    figures = {"top1": {"value": value, "low": value - 0.1, "high": value + 0.1}, "mean_per_class": {"value": value}}
+    unreadable = more.pop("unreadable", {})
+    write_figures(path, task, "9 templates, sar", "runs/<b>", 40, unreadable, figures, more)
+    return path
+
+
+def test_figures_of_contrastive_models_make_a_page_of_their_own(run: Callable[..., str], tmp_path: Path) -> None:
+    classes = {"classes": ["T72", "<i>BMP2"], "confusion": [[15, 5], [0, 20]]}
+    broken = {tmp_path / "x.png": "cut off"}
+    files = [
+        f"sarclip={model_figures(tmp_path / 'a.json', 'zero_shot', 0.875, **classes)}",
+        f"sarclip={model_figures(tmp_path / 'b.json', 'linear_probe', 0.75)}",
+        f"clip={model_figures(tmp_path / 'c.json', 'zero_shot', 0.5, unreadable=broken)}",
+    ]
+    output = run("eval/report.py", "--out", tmp_path / "out", "--figures", *files)
+    assert "report.html" in output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "report.md", "summary.json"}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Zero-shot recognition: 9 templates, sar" in page and "87.5 % (77.5 to 97.5)" in page
+    assert "<script" not in page and "<i>BMP2" not in page and "&lt;i&gt;BMP2" in page and "runs/<b>" not in page
+    assert 'class="right" style="--share:75%">15</td>' in page
+    lines = (tmp_path / "out/report.md").read_text().splitlines()
+    assert "| Zero-shot recognition: 9 templates, sar | sarclip | clip |" in lines
+    assert "| top-1 | 87.5 % (77.5 to 97.5) | 50.0 % (40.0 to 60.0) |" in lines
+    assert "| mean over classes | 75.0 % |" in lines and "| excluded as unreadable | 0 | 1 |" in lines
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert [(one["name"], one["task"], one["figures"]["top1"]["value"]) for one in summary["figures"]] == [
+        ("sarclip", "zero_shot", 0.875), ("sarclip", "linear_probe", 0.75), ("clip", "zero_shot", 0.5)
+    ]  # fmt: skip
+
+
+def test_figures_that_are_none_or_given_twice_are_refused(run: Callable[..., str], tmp_path: Path) -> None:
+    file, out = model_figures(tmp_path / "a.json", "zero_shot", 0.5), ("--out", tmp_path / "out")
+    assert "has 'Zero-shot recognition" in run("eval/report.py", *out, "--figures", f"a={file}", f"a={file}", code=2)
+    (tmp_path / "b.json").write_text('{"task": "zero_shot", "figures": {"top1": 3}}')
+    told = run("eval/report.py", *out, "--figures", f"a={tmp_path / 'b.json'}", code=2)
+    assert "holds no figures of a contrastive model; make it with eval/zero_shot.py" in told
+    assert "give --runs with their --data, or --figures" in run("eval/report.py", *out, code=2)
+    assert "give both" in run("eval/report.py", *out, "--figures", f"a={file}", "--data", tmp_path, code=2)
+    assert "stand beside --runs" in run("eval/report.py", *out, "--figures", f"a={file}", "--scores", "a=b", code=2)
+
+
+def test_figures_of_contrastive_models_stand_beside_runs(
+    run: Callable[..., str], data: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    file = model_figures(tmp_path / "a.json", "zero_shot", 0.5, classes=["a", "b"], confusion=[[1, 2], [3, 4]])
+    given = ["--data", data, "--runs", f"after={runs['after']}", "--images", 1, "--figures", f"sarclip={file}"]
+    run("eval/report.py", *given, "--out", tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    assert '<a href="#figures">' in page and "Zero-shot recognition: 9 templates, sar" in page
+    assert "Zero-shot recognition" in (tmp_path / "out/report.md").read_text()
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["after_accuracy"] > 0 and summary["figures"][0]["name"] == "sarclip"

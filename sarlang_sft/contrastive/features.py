@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ class ImageFeatures(NamedTuple):
     """Features of the images that could be read.
 
     Attributes:
-        features: (n, D) float32 on the CPU, of length 1.
+        features: (n, D) float32 on the CPU, of length 1 unless asked otherwise.
         rows: Which of the given images they are of, in order; length n.
         unreadable: The reason by image, for those left out.
     """
@@ -29,9 +30,16 @@ class ImageFeatures(NamedTuple):
 
 
 def encode_images(
-    model: ContrastiveModel, paths: Sequence[Path], batch_size: int = 64, what: str = "images"
+    model: ContrastiveModel,
+    paths: Sequence[Path],
+    batch_size: int = 64,
+    what: str = "images",
+    normalize: bool = True,
 ) -> ImageFeatures:
     """The features of image files, in order.
+
+    Args:
+        normalize: Whether to make them of length 1.
 
     Raises:
         InputError: None of them can be read.
@@ -42,7 +50,7 @@ def encode_images(
     for row, picture in read_pictures(model, paths, batch_size, unreadable, what):
         rows += row
         with torch.inference_mode():
-            kept.append(model.model.encode_image(picture.to(model.device), normalize=True).float().cpu())
+            kept.append(model.model.encode_image(picture.to(model.device), normalize=normalize).float().cpu())
     if not rows:
         shown = next(iter(unreadable.items()), None)
         raise InputError(
@@ -52,20 +60,30 @@ def encode_images(
 
 
 def read_pictures(
-    model: ContrastiveModel, paths: Sequence[Path], batch_size: int, unreadable: dict[Path, str], what: str
+    model: ContrastiveModel,
+    paths: Sequence[Path],
+    batch_size: int,
+    unreadable: dict[Path, str],
+    what: str,
+    seed: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Batches of those that can be read: their rows, and (n, 3, H, W) float32; the others go into `unreadable`."""
+    """Batches of those that can be read: their rows, and (n, 3, H, W) float32; the others go into `unreadable`.
 
-    def read(path: Path) -> torch.Tensor | str:
+    Args:
+        seed: With it the model's augmenting operations are applied, drawn for every place in `paths` by itself.
+    """
+
+    def read(row: int) -> torch.Tensor | str:
         try:
-            return model.read(path)
+            return model.read(paths[row], None if seed is None else np.random.default_rng([*seed, row]))
         except UnreadableImageError as error:
             return error.reason
 
     with ThreadPoolExecutor(READERS) as pool, tqdm(total=len(paths), desc=what, unit=" images") as bar:
-        ahead = pool.map(read, paths[:batch_size])
+        everything = range(len(paths))
+        ahead = pool.map(read, everything[:batch_size])
         for start in range(0, len(paths), batch_size):
-            batch, ahead = list(ahead), pool.map(read, paths[start + batch_size : start + 2 * batch_size])
+            batch, ahead = list(ahead), pool.map(read, everything[start + batch_size : start + 2 * batch_size])
             unreadable |= {paths[start + at]: one for at, one in enumerate(batch) if isinstance(one, str)}
             rows = [start + at for at, one in enumerate(batch) if not isinstance(one, str)]
             if rows:

@@ -66,15 +66,27 @@ def split_names(option: str, items: Sequence[str]) -> dict[str, Path]:
         InputError: An item has no name or no path, or a name is too long or given twice.
     """
     found: dict[str, Path] = {}
+    for name, path in named_paths(option, items):
+        if name in found:
+            raise InputError(f"{option} {name}={path}: the name {name} is given twice; names must differ")
+        found[name] = path
+    return found
+
+
+def named_paths(option: str, items: Sequence[str]) -> list[tuple[str, Path]]:
+    """`NAME=PATH` items in their order, where a name may stand before several paths.
+
+    Raises:
+        InputError: An item has no name or no path, or a name is too long.
+    """
+    found = []
     for item in items:
         name, equals, path = item.partition("=")
         if not (name.strip() and equals and path):
             raise InputError(f"{option} {item}: give a name and a path, as in {option} after=runs/predictions.jsonl")
         if len(name) > LONGEST_NAME:
             raise InputError(f"{option} {item}: the name is longer than {LONGEST_NAME} characters; shorten it")
-        if name in found:
-            raise InputError(f"{option} {item}: the name {name} is given twice; names must differ")
-        found[name] = Path(path)
+        found.append((name, Path(path)))
     return found
 
 

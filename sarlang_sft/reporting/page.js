@@ -256,7 +256,7 @@ addEventListener("keydown", (event) => {
 const boxes = [...document.querySelectorAll("#which input")];
 function matrices() {
   const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
-  for (const matrix of document.querySelectorAll(".matrix")) matrix.hidden = !shown.has(matrix.dataset.run);
+  for (const matrix of document.querySelectorAll(".matrix[data-run]")) matrix.hidden = !shown.has(matrix.dataset.run);
 }
 for (const box of boxes) {
   box.checked = plain.includes(Number(box.value)) || plain.length === 0;

@@ -27,6 +27,7 @@ from sarlang_sft.reporting.measures import (
     length_chart,
     measure_lengths,
 )
+from sarlang_sft.reporting.model_figures import ModelFigures, figure_matrices, figure_tables
 from sarlang_sft.reporting.scores import (
     Comparison,
     Line,
@@ -72,6 +73,7 @@ class Report:
     comparisons: Sequence[Comparison]
     near_misses: Table | None
     caption_tables: Sequence[Table]
+    figures: Sequence[ModelFigures]
 
     @property
     def problems(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -107,12 +109,14 @@ def make_report(
     scores: dict[str, dict[str, Any]],
     captions: dict[str, dict[str, Any]],
     gallery: Gallery,
+    figures: Sequence[ModelFigures] = (),
 ) -> Report:
     """Measure everything that the page shows.
 
     Args:
         runs: At least one; all of this split.
         scores, captions: Files of eval/score_vqa.py and eval/score_caption.py, by their names.
+        figures: Of contrastive models.
     """
     asked = [run for run in runs if run.answered]
     lines = score_lines(runs, data)
@@ -136,6 +140,7 @@ def make_report(
         comparisons=compare_runs(runs),
         near_misses=near_misses(asked) if asked else None,
         caption_tables=caption_tables(captions),
+        figures=figures,
     )
 
 
@@ -179,9 +184,14 @@ def write_page(report: Report, path: Path) -> None:
         "script_hash": digest,
         "content": Markup(embedded(report.gallery.content)),
     }
-    page = render(HERE / "page.html.j2", (visible, ticks, grouped, percent, points, chance, span, say), values)
+    page = _render_page("page.html.j2", values)
     with whole_file(path) as file:
         file.write(page.encode())
+
+
+def _render_page(template: str, values: dict[str, Any]) -> str:
+    filters = (visible, ticks, grouped, percent, points, chance, span, say, figure_tables, figure_matrices)
+    return render(HERE / template, filters, values)
 
 
 def embedded(content: dict[str, Any]) -> str:
@@ -191,9 +201,19 @@ def embedded(content: dict[str, Any]) -> str:
 
 def write_markdown(report: Report, path: Path) -> None:
     """Write the scores as Markdown tables; the file appears complete or not at all."""
-    page = render(HERE / "report.md.j2", (cell, chance, grouped, percent, points, span), {"report": report})
+    filters = (cell, chance, grouped, percent, points, span, figure_tables)
+    page = render(HERE / "report.md.j2", filters, {"report": report})
     with whole_file(path) as file:
         file.write(page.encode())
+
+
+def write_figures_alone(files: Sequence[ModelFigures], out: Path) -> None:
+    """Write report.html and report.md of contrastive models' figures, where there are no runs to show beside them."""
+    page = _render_page("model_figures_page.html.j2", {"files": files, "colours": COLOURS})
+    table = render(HERE / "model_figures_page.md.j2", (cell, figure_tables), {"files": files})
+    for name, text in (("report.html", page), ("report.md", table)):
+        with whole_file(out / name) as file:
+            file.write(text.encode())
 
 
 def cell(text: str) -> Markup:

@@ -77,19 +77,33 @@ def confusion_picture(rows: Sequence[Row], path: Path, title: str) -> float:
     for row in rows:
         predicted = next((name for name in names if exact_verdict(name, row.predict or "")), "other")
         counts[names.index(row.label), columns.index(predicted)] += 1
-    figure, axis = plt.subplots(figsize=(7.5, 6.5))
-    axis.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
+    accuracy = float(np.trace(counts) / counts.sum())
+    labels = [name.rstrip(".") for name in names]
+    title = f"{title}: {100 * accuracy:.1f} % of {len(rows)}"
+    matrix_picture(counts, labels, [*labels, "other"], path, title)
+    return accuracy
+
+
+def matrix_picture(counts: np.ndarray, names: Sequence[str], columns: Sequence[str], path: Path, title: str) -> None:
+    """Write a confusion matrix as a picture; a stronger colour is a larger share of the row.
+
+    Args:
+        counts: (rows, columns) of whole numbers.
+        names: Of the true classes, one per row.
+        columns: Of what was said, one per column.
+    """
+    side = max(7.5, 2.5 + 0.45 * len(columns))
+    figure, axis = plt.subplots(figsize=(side, side - 1))
+    axis.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     for i, j in np.argwhere(counts):
         dark = counts[i, j] > 0.5 * counts[i].sum()
         axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    axis.set_xticks(range(len(columns)), [name.rstrip(".") for name in columns], rotation=45, ha="right")
-    axis.set_yticks(range(len(names)), [name.rstrip(".") for name in names])
+    axis.set_xticks(range(len(columns)), [plain(name) for name in columns], rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), [plain(name) for name in names])
     axis.set_xlabel("predicted")
     axis.set_ylabel("truth")
-    accuracy = float(np.trace(counts) / counts.sum())
-    axis.set_title(f"{title}: {100 * accuracy:.1f} % of {len(rows)}")
+    axis.set_title(title)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
-    return accuracy
