@@ -1,7 +1,7 @@
 r"""SARCap: a CoCa, contrastive and captioning, trained on a data folder with captions, in one stage or several.
 
     torchrun --nproc_per_node 8 recipes/sarcap.py --config recipes/configs/sarcap_vit_l_14.yaml
-    python recipes/sarcap.py --model_name_or_path coca_ViT-L-14 --pretrained coca_laion2b.safetensors \
+    python recipes/sarcap.py --model_name_or_path coca_ViT-L-14 --weights coca_laion2b.safetensors \
         --data data/sarlang --output_dir runs/sarcap --micro_batch_size 16 --caption_loss_weight 1
 
 The loss is the contrastive one of recipes/sarclip.py plus that of every caption token, weighed by

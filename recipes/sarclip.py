@@ -2,7 +2,7 @@ r"""SARCLIP: contrastive training of image and text on a data folder with captio
 
     make demo-sarclip                                               # a tiny model on simulated scenes, CPU
     torchrun --nproc_per_node 8 recipes/sarclip.py --config recipes/configs/sarclip_vit_l_14.yaml
-    python recipes/sarclip.py --model_name_or_path ViT-B-32 --pretrained RemoteCLIP-ViT-B-32.safetensors \
+    python recipes/sarclip.py --model_name_or_path ViT-B-32 --weights RemoteCLIP-ViT-B-32.safetensors \
         --data data/sarlang --output_dir runs/sarclip --tuning lora --global_batch_size 512 --micro_batch_size 64
 
 The pairs of all ranks are told apart, with exact gradients; `--micro_batch_size` bounds what is in memory at a time.

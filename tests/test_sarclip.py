@@ -240,7 +240,7 @@ def test_an_epoch_has_a_caption_of_every_image_or_every_pair() -> None:
         (["--caption_loss_weight", 1], "writes no captions; choose a CoCa"),
         (["--gradient_accumulation_steps", 2], "set micro_batch_size"),
         (["--negatives", "none"], "choose one of masked"),
-        (["--pretrained", "absent.safetensors"], "no such file"),
+        (["--weights", "absent.safetensors"], "no such file"),
         (["--eval_strategy", "steps", "--metric_for_best_model", "loss"], "choose one of mean_recall"),
         (["--stages", "first"], "is a list in a YAML file"),
         (["--image_ops", "log", "fixed"], "must come first"),
@@ -257,7 +257,7 @@ def test_a_coca_and_weights_of_another_model_are_refused(
 ) -> None:
     coca = ["--model_name_or_path", "sar-coca-tiny", "--data", shapes, "--output_dir", tmp_path / "out", *QUICK]
     assert "use recipes/sarcap.py" in run("recipes/sarclip.py", *coca, code=2)
-    other = train(tmp_path / "out", "--pretrained", base / WEIGHTS, model="sar-resnet-tiny", code=2)
+    other = train(tmp_path / "out", "--weights", base / WEIGHTS, model="sar-resnet-tiny", code=2)
     assert "visual.conv1.weight is (128, 3, 8, 8), not (8, 3, 3, 3)" in other
 
 

@@ -29,7 +29,7 @@ class PairModelArguments:
             "(ViT-B-32, ViT-L-14, RN50, coca_ViT-L-14 ...; sar-vit-tiny, sar-resnet-tiny, sar-coca-tiny)."
         }
     )
-    pretrained: str | None = field(
+    weights: str | None = field(
         default=None,
         metadata={
             "help": "Local file with weights of that architecture: safetensors, or tensors that PyTorch reads with "
@@ -263,7 +263,7 @@ def split_stages(
             raise InputError(f"stages: {name}: no option `{unknown[0]}`; {nearest(unknown[0], known, 'see the docs')}")
         begin = model
         if stages:
-            begin = replace(model, model_name_or_path=stages[-1].training.output_dir, pretrained=None, image_size=None)
+            begin = replace(model, model_name_or_path=stages[-1].training.output_dir, weights=None, image_size=None)
         options = copy.copy(training)
         options.output_dir, options.run_name, options.stages = str(Path(training.output_dir) / name), None, None
         for key in OF_TRAINING:

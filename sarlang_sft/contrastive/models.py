@@ -96,9 +96,9 @@ class ContrastiveModel:
         """See [`Pictures.to_tensor`]."""
         return self.pictures.to_tensor(image)
 
-    def read(self, path: Path) -> torch.Tensor:
+    def read(self, path: Path, rng: np.random.Generator | None = None) -> torch.Tensor:
         """See [`Pictures.read`]."""
-        return self.pictures.read(path)
+        return self.pictures.read(path, rng)
 
 
 def load_model(
@@ -127,7 +127,7 @@ def load_model(
         if not (folder / CONFIG).is_file():
             raise InputError(f"model {folder}: holds no {CONFIG}; give a folder written by recipes/sarclip.py")
         if weights:
-            raise InputError(f"pretrained {weights}: the model {folder} has its own; name an architecture instead")
+            raise InputError(f"weights {weights}: the model {folder} has its own; name an architecture instead")
         source, weights = f"local-dir:{folder}", find_weights(folder)
     else:
         known = open_clip.list_models()
@@ -136,7 +136,7 @@ def load_model(
             way_out = nearest(source, known, "or give a folder, or hf-hub:OWNER/NAME")
             raise InputError(f"model {name}: no folder, and no architecture of that name; {way_out}")
         if weights and not Path(weights).is_file():
-            raise InputError(f"pretrained {weights}: no such file")
+            raise InputError(f"weights {weights}: no such file")
     config = read_config(source)
     logging.disable(logging.WARNING)  # open_clip warns of weights that are filled in below
     try:
@@ -185,15 +185,15 @@ def _fill(model: nn.Module, name: str, weights: Path) -> None:
         open_clip.load_checkpoint(model, str(weights), weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"pretrained {weights}: holds more than tensors, which is not unpickled here (OpenAI's TorchScript files "
+            f"weights {weights}: holds more than tensors, which is not unpickled here (OpenAI's TorchScript files "
             "do); convert it to safetensors where you trust it"
         ) from error
     except (SafetensorError, OSError, EOFError) as error:
-        raise InputError(f"pretrained {weights}: cannot be read ({error})") from error
+        raise InputError(f"weights {weights}: cannot be read ({error})") from error
     except RuntimeError as error:
         found = _differences(model, weights)
         raise InputError(
-            f"pretrained {weights}: are not of the architecture {name}: {found or str(error).splitlines()[0]}"
+            f"weights {weights}: are not of the architecture {name}: {found or str(error).splitlines()[0]}"
         ) from error
 
 
@@ -221,7 +221,7 @@ def model_fingerprint(name: str, weights: str | None) -> str:
     if Path(name).is_dir():
         return base_fingerprint(name)
     if weights and not Path(weights).is_file():
-        raise InputError(f"pretrained {weights}: no such file")
+        raise InputError(f"weights {weights}: no such file")
     return f"{name}+{file_hash(Path(weights)) if weights else 'random'}"
 
 

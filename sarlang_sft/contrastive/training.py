@@ -36,7 +36,7 @@ def train_stage(stage: Stage) -> None:
         InputError: The model, the data or the options cannot be used.
     """
     model, tuning, data, training = stage.model, stage.tuning, stage.data, stage.training
-    base = model_fingerprint(model.model_name_or_path, model.pretrained)
+    base = model_fingerprint(model.model_name_or_path, model.weights)
     options = {**asdict(model), **asdict(tuning), **asdict(data), **training.to_dict()}
     run = enter_run(make_facts(options, base, data.sources(), training), training)
     if run is None:
@@ -46,7 +46,7 @@ def train_stage(stage: Stage) -> None:
     set_seed(training.seed)  # of random weights, and of adapters
     contrastive = load_model(
         model.model_name_or_path,
-        model.pretrained,
+        model.weights,
         image_size=model.image_size,
         resize_mode=model.resize_mode,
         image_ops=data.image_ops,
