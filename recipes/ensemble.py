@@ -81,7 +81,8 @@ class EnsembleArguments:
         default_factory=list, metadata={"help": "Sets for the ends and the chosen point alone, after the choice."}
     )
     resize_mode: str | None = field(
-        default=None, metadata={"help": "longest, shortest or squash for all models that are averaged; default: their own."}
+        default=None,
+        metadata={"help": "longest, shortest or squash for all models that are averaged; default: their own."},
     )
     image_ops: list[str] | None = field(
         default=None, metadata={"help": "Image operations for all models that are averaged; default: their own."}

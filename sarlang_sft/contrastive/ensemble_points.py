@@ -153,7 +153,9 @@ def plan_points(
             raise InputError(f"{option} {names[0]}: needs two or more different models")
     for name in (*between, *soup_of, *predictions_of):
         if not Path(name).is_dir() and not name.startswith(HUB):
-            raise InputError(f"model {name}: no such folder; give one that recipes/sarclip.py has written, or hf-hub:OWNER/NAME")
+            raise InputError(
+                f"model {name}: no such folder; give one that recipes/sarclip.py has written, or hf-hub:OWNER/NAME"
+            )
     if wrong := [soup for soup in soups if soup not in SOUPS]:
         raise InputError(f"soups {wrong[0]}: must be of {', '.join(SOUPS)}; a weighted one needs only soup_weights")
     if soup_weights and not soup_of:
