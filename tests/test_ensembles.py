@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torch.nn import functional
 
@@ -323,9 +324,12 @@ def test_script_from_two_models_to_a_chosen_one(
 
 def test_choice_by_rule_alpha_or_name(folders: dict[str, Path], run: Callable[..., str], tmp_path: Path) -> None:
     before, after = (str(folders[name]) for name in ("before", "after"))
+    config = ROOT / "recipes/configs/sarclip_ensemble.yaml"
+    assert "#   python recipes/ensemble.py --config recipes/configs/sarclip_ensemble.yaml\n" in config.read_text()
     words = [
-        "recipes/ensemble.py", "--between", before, after, "--alphas", 0, 0.5, 1, "--device", "cpu", "--out", tmp_path,
+        "recipes/ensemble.py", "--config", config, "--between", before, after, "--alphas", 0, 0.5, 1,
         "--target", spec("levels", folders["levels_test"]), "--out_of_domain", spec("stripes", folders["stripes"]),
+        "--test", spec("levels_val", folders["levels"]), "--device", "cpu", "--out", tmp_path,
     ]  # fmt: skip
     assert "Chosen on test data (levels)" in run(*words, "--choose", "0.50")
     assert load_mix(tmp_path) == {before: 0.5, after: 0.5}

@@ -21,6 +21,7 @@ CHOSEN = "chosen"
 FRONTIER = Own("frontier.json", r"frontier\.(json|md|png)|" + CHOSEN)
 MARKERS = {UNIFORM: "s", WEIGHTED: "D", GREEDY: "^", PREDICTIONS: "X"}
 COLOURS = {ALPHA: "tab:blue", SOUP: "tab:orange", PREDICTIONS: "tab:green"}
+TITLES = {ALPHA: "alpha {}", SOUP: "{} soup", PREDICTIONS: "mean of predictions"}
 NEAR = 0.03  # of the axes: points nearer than this share one label
 
 
@@ -101,10 +102,8 @@ def frontier_table(
     for point in points:
         cells = [percent(point.target)] + ([percent(point.out_of_domain)] if several else [])
         cells += [percent(point.figures[one.name]) for one in sets.out_of_domain]
-        name = f"alpha {point.name}" if point.kind == ALPHA else f"{point.name} soup"
-        name = "mean of predictions" if point.kind == PREDICTIONS else name
         parts = " + ".join(f"{part:.3g} {short[model]}" for model, part in point.parts.items() if part)
-        cells = [name, parts, *cells]
+        cells = [title(point), parts, *cells]
         lines.append(_row([f"**{cell}**" for cell in cells] if point is chosen else cells))
     lines += ["", f"Bold: chosen by `{plan.choose}`, its weights are in `{CHOSEN}/`. Per cent with 95 % intervals."]
     if any(key.endswith("running_mean") for key in next(iter(bench.ingredients.states.values()))):
@@ -117,9 +116,10 @@ def frontier_table(
     if tested:
         names = [one.name for one in sets.test]
         lines += ["", _row(["on test sets, after the choice", *names]), _row(["---"] * (len(names) + 1))]
-        for name, figures in tested.items():
-            shown = f"{name} (chosen)" if name == chosen.name else name
-            lines.append(_row([shown, *(percent(figures[one]) for one in names)]))
+        for point in points:
+            if point.name in tested:
+                cells = [title(point), *(percent(tested[point.name][one]) for one in names)]
+                lines.append(_row([f"**{cell}**" for cell in cells] if point is chosen else cells))
     lines += ["", *(f"- {number}: `{name}`" for name, number in short.items())]
     for one in (*sets.choosing, *sets.test):
         excluded = f", {left} files excluded" if (left := len(bench.unreadable[one.name])) else ""
@@ -127,6 +127,11 @@ def frontier_table(
             f"- {one.name}: {KINDS[one.kind].says} on `{one.path}`, {bench.counted[one.name]:,} images{excluded}"
         )
     return "\n".join(lines) + "\n"
+
+
+def title(point: Point) -> str:
+    """What a point is called in table and picture."""
+    return TITLES[point.kind].format(point.name)
 
 
 def percent(figure: Figure) -> str:
@@ -152,20 +157,23 @@ def draw_frontier(bench: Bench, points: Sequence[Point], chosen: Point, path: Pa
     alphas = [row for row, point in enumerate(points) if point.kind == ALPHA]
     if alphas:
         axes.plot(*places[alphas].T, color=COLOURS[ALPHA], linewidth=1.4, zorder=2)
-        axes.plot(*places[alphas].T, "o", color=COLOURS[ALPHA], markersize=6, zorder=3, label="alpha (weights)")
-        for row, filling, what in ((alphas[0], "white", "first"), (alphas[-1], "black", "last")):
-            label = f"{what} alpha: {points[row].name}"
+        axes.plot(*places[alphas].T, "o", color=COLOURS[ALPHA], markersize=6, zorder=3, label="between them")
+        for row, filling, what in ((alphas[0], "white", "start"), (alphas[-1], "black", "end")):
+            label = f"{what}: {title(points[row])}"
             axes.plot(*places[row], "o", color="black", markerfacecolor=filling, markersize=10, zorder=4, label=label)
     for point, place in zip(points, places, strict=True):
         if point.kind != ALPHA:
-            label = f"{point.name} soup" if point.kind == SOUP else "mean of predictions"
-            marker = MARKERS[point.name]
-            axes.plot(*place, marker, color=COLOURS[point.kind], markersize=9, zorder=5, label=label)
+            colour = COLOURS[point.kind]
+            axes.plot(*place, MARKERS[point.name], color=colour, markersize=9, zorder=5, label=title(point))
     ring = {"markerfacecolor": "none", "color": "tab:red", "markersize": 18, "markeredgewidth": 2}
-    axes.plot(*places[points.index(chosen)], "o", **ring, zorder=6, label=f"chosen: {chosen.name}")
+    axes.plot(*places[points.index(chosen)], "o", **ring, zorder=6, label=f"chosen: {title(chosen)}")
     sets = bench.sets
     axes.set_xlabel(f"target: {sets.target.name}, {KINDS[sets.target.kind].says} (%)")
-    axes.set_ylabel(f"out of domain: mean of {', '.join(one.name for one in sets.out_of_domain)} (%)")
+    if len(sets.out_of_domain) == 1:
+        shown = f"{sets.out_of_domain[0].name}, {KINDS[sets.out_of_domain[0].kind].says}"
+    else:
+        shown = f"mean of {', '.join(one.name for one in sets.out_of_domain)}"
+    axes.set_ylabel(f"out of domain: {shown} (%)")
     axes.margins(0.08)
     axes.grid(alpha=0.25)
     canvas.draw_without_rendering()
@@ -186,4 +194,7 @@ def label_points(axes: Axes, names: Sequence[str], places: np.ndarray) -> None:
             groups.append([row])
     for group in groups:
         text = ", ".join(names[row] for row in group)
-        axes.annotate(text, places[group[0]], (7, 6), textcoords="offset points", fontsize=9, zorder=7)
+        axes.annotate(
+            text, places[group[0]], (8, 7), textcoords="offset points", fontsize=9, zorder=7,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+        )  # fmt: skip
