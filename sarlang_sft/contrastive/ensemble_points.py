@@ -33,6 +33,7 @@ from sarlang_sft.errors import InputError
 
 ALPHA, SOUP, PREDICTIONS = "alpha", "soup", "predictions"
 SOUPS = (UNIFORM, GREEDY)
+TITLES = {ALPHA: "alpha {}", SOUP: "{} soup", PREDICTIONS: "mean of predictions"}
 RULES = ("mean", "target", "out_of_domain")
 
 
@@ -106,6 +107,11 @@ class Point:
     figures: dict[str, Figure]
     target: Figure
     out_of_domain: Figure
+
+    @property
+    def title(self) -> str:
+        """What it is called in table and picture."""
+        return TITLES[self.kind].format(self.name)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What an ensemble leaves: its frontier as table, JSON and picture, and the chosen weights as a model folder."""
+"""What an ensemble leaves: its frontier as table and JSON, and the chosen weights as a model folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-
-from sarlang_sft.contrastive.ensemble_points import ALPHA, PREDICTIONS, SOUP, Bench, Plan, Point
+from sarlang_sft.contrastive.ensemble_picture import draw_frontier
+from sarlang_sft.contrastive.ensemble_points import Bench, Plan, Point
 from sarlang_sft.contrastive.ensemble_sets import KINDS, TEMPLATES, MeasuredSet
-from sarlang_sft.contrastive.ensembles import GREEDY, UNIFORM, WEIGHTED, fill, mix, state_hash
+from sarlang_sft.contrastive.ensembles import fill, mix, state_hash
 from sarlang_sft.contrastive.models import save_model
 from sarlang_sft.contrastive.results import Figure, write_figures
 from sarlang_sft.whole_output import Own, whole_folder
 
 CHOSEN = "chosen"
 FRONTIER = Own("frontier.json", r"frontier\.(json|md|png)|" + CHOSEN)
-MARKERS = {UNIFORM: "s", WEIGHTED: "D", GREEDY: "^", PREDICTIONS: "X"}
-COLOURS = {ALPHA: "tab:blue", SOUP: "tab:orange", PREDICTIONS: "tab:green"}
-TITLES = {ALPHA: "alpha {}", SOUP: "{} soup", PREDICTIONS: "mean of predictions"}
-NEAR = 0.03  # of the axes: points nearer than this share one label
 
 
 def write_ensemble(
@@ -67,7 +60,7 @@ def write_ensemble(
             more,
         )
         (folder / "frontier.md").write_text(table, encoding="utf-8")
-        draw_frontier(bench, points, chosen, folder / "frontier.png")
+        draw_frontier(sets, points, chosen, folder / "frontier.png")
         save_model(fill(bench.ingredients.model, mix(bench.ingredients.states, chosen.parts)), folder / CHOSEN)
         (folder / CHOSEN / "ensemble.json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
     return table
@@ -103,7 +96,7 @@ def frontier_table(
         cells = [percent(point.target)] + ([percent(point.out_of_domain)] if several else [])
         cells += [percent(point.figures[one.name]) for one in sets.out_of_domain]
         parts = " + ".join(f"{part:.3g} {short[model]}" for model, part in point.parts.items() if part)
-        cells = [title(point), parts, *cells]
+        cells = [point.title, parts, *cells]
         lines.append(_row([f"**{cell}**" for cell in cells] if point is chosen else cells))
     lines += ["", f"Bold: chosen by `{plan.choose}`, its weights are in `{CHOSEN}/`. Per cent with 95 % intervals."]
     if any(key.endswith("running_mean") for key in next(iter(bench.ingredients.states.values()))):
@@ -118,7 +111,7 @@ def frontier_table(
         lines += ["", _row(["on test sets, after the choice", *names]), _row(["---"] * (len(names) + 1))]
         for point in points:
             if point.name in tested:
-                cells = [title(point), *(percent(tested[point.name][one]) for one in names)]
+                cells = [point.title, *(percent(tested[point.name][one]) for one in names)]
                 lines.append(_row([f"**{cell}**" for cell in cells] if point is chosen else cells))
     lines += ["", *(f"- {number}: `{name}`" for name, number in short.items())]
     for one in (*sets.choosing, *sets.test):
@@ -129,11 +122,6 @@ def frontier_table(
     return "\n".join(lines) + "\n"
 
 
-def title(point: Point) -> str:
-    """What a point is called in table and picture."""
-    return TITLES[point.kind].format(point.name)
-
-
 def percent(figure: Figure) -> str:
     """A figure with its interval, in per cent."""
     return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
@@ -141,60 +129,3 @@ def percent(figure: Figure) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def draw_frontier(bench: Bench, points: Sequence[Point], chosen: Point, path: Path) -> None:
-    """Write the picture: target against mean out-of-domain figure in per cent, with 95 % intervals."""
-    canvas = Canvas(figsize=(8.4, 6.4), dpi=120, layout="constrained")
-    axes = canvas.add_subplot()
-    places = np.array([[100 * point.target["value"], 100 * point.out_of_domain["value"]] for point in points])
-    for point, place in zip(points, places, strict=True):
-        bars = [
-            [[100 * abs(one["value"] - one[end])] for end in ("low", "high")]
-            for one in (point.target, point.out_of_domain)
-        ]
-        axes.errorbar(*place, xerr=bars[0], yerr=bars[1], color=COLOURS[point.kind], alpha=0.22, linewidth=1, zorder=1)
-    alphas = [row for row, point in enumerate(points) if point.kind == ALPHA]
-    if alphas:
-        axes.plot(*places[alphas].T, color=COLOURS[ALPHA], linewidth=1.4, zorder=2)
-        axes.plot(*places[alphas].T, "o", color=COLOURS[ALPHA], markersize=6, zorder=3, label="between them")
-        for row, filling, what in ((alphas[0], "white", "start"), (alphas[-1], "black", "end")):
-            label = f"{what}: {title(points[row])}"
-            axes.plot(*places[row], "o", color="black", markerfacecolor=filling, markersize=10, zorder=4, label=label)
-    for point, place in zip(points, places, strict=True):
-        if point.kind != ALPHA:
-            colour = COLOURS[point.kind]
-            axes.plot(*place, MARKERS[point.name], color=colour, markersize=9, zorder=5, label=title(point))
-    ring = {"markerfacecolor": "none", "color": "tab:red", "markersize": 18, "markeredgewidth": 2}
-    axes.plot(*places[points.index(chosen)], "o", **ring, zorder=6, label=f"chosen: {title(chosen)}")
-    sets = bench.sets
-    axes.set_xlabel(f"target: {sets.target.name}, {KINDS[sets.target.kind].says} (%)")
-    if len(sets.out_of_domain) == 1:
-        shown = f"{sets.out_of_domain[0].name}, {KINDS[sets.out_of_domain[0].kind].says}"
-    else:
-        shown = f"mean of {', '.join(one.name for one in sets.out_of_domain)}"
-    axes.set_ylabel(f"out of domain: {shown} (%)")
-    axes.margins(0.08)
-    axes.grid(alpha=0.25)
-    canvas.draw_without_rendering()
-    label_points(axes, [points[row].name for row in alphas], places[alphas])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False, fontsize=9)
-    canvas.savefig(path, format="png")
-
-
-def label_points(axes: Axes, names: Sequence[str], places: np.ndarray) -> None:
-    """Write names beside points; neighbours that lie on each other share a label."""
-    groups: list[list[int]] = []
-    shown = axes.transAxes.inverted().transform(axes.transData.transform(places)) if len(places) else places
-    for row in range(len(names)):
-        near = [group for group in groups if np.abs(shown[group[0]] - shown[row]).max() < NEAR]
-        if near:
-            near[0].append(row)
-        else:
-            groups.append([row])
-    for group in groups:
-        text = ", ".join(names[row] for row in group)
-        axes.annotate(
-            text, places[group[0]], (8, 7), textcoords="offset points", fontsize=9, zorder=7,
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
-        )  # fmt: skip
