@@ -14,7 +14,12 @@ from sarlang_sft.planning.rows import FORMS, PUBLISHED_TRAIN, find_dialogues
 from sarlang_sft.planning.sharding import SHIPPED, Sharding, read_sharding
 from sarlang_sft.shard_writing import write_sharded
 
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes" / "configs").rglob("*.yaml"))
+CONTRASTIVE = ("sarclip", "sarcap")  # which the planner does not know
+CONFIGS = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "recipes" / "configs").rglob("*.yaml")
+    if not path.name.startswith(CONTRASTIVE)
+)
 QUICK = ("demo.yaml", "qwen2_5_vl_3b.yaml")
 WORDS = ("--output_dir", "unused", "--data", "none")
 

@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,13 @@ def _differences(model: nn.Module, weights: Path) -> str:
         held = open_clip.factory.load_state_dict(str(weights))
     except RuntimeError:  # it is no archive of PyTorch
         return ""
-    held = {key: tuple(value.shape) for key, value in held.items() if isinstance(value, torch.Tensor)}
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    held = {key: value for key, value in held.items() if isinstance(value, torch.Tensor)}
+    return other_shapes(held, model.state_dict())
+
+
+def other_shapes(state: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor]) -> str:
+    """In words, the first tensors of `state` that are of another shape than in `model`, or missing, or too many."""
+    held, wanted = ({key: tuple(value.shape) for key, value in one.items()} for one in (state, model))
     other = [f"{key} is {held[key]}, not {wanted[key]}" for key in wanted if key in held and held[key] != wanted[key]]
     missing, foreign = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
     told = other[:SHOWN]

@@ -23,7 +23,7 @@ def write_figures(
     """Write the figures of one evaluation, and return what was written.
 
     Args:
-        task: retrieval, zero_shot, linear_probe, fine_tuned or semantic_localization.
+        task: retrieval, zero_shot, linear_probe, fine_tuned, semantic_localization or ensemble.
         n: What was counted, without the unreadable images.
         unreadable: The reason by image, for those excluded.
         figures: `{value, low, high}` by name, in 0-1; the first is the one to look at first.
