@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from sarlang_sft.contrastive.class_folder import read_class_folder
 from sarlang_sft.contrastive.features import encode_images, encode_texts
 from sarlang_sft.contrastive.models import ContrastiveModel
 from sarlang_sft.contrastive.pairs import read_pairs
 from sarlang_sft.contrastive.results import Figure
+from sarlang_sft.contrastive.retrieval import TIE, TOP, Ranks, hits
+from sarlang_sft.contrastive.zero_shot import read_templates
 from sarlang_sft.errors import InputError, nearest
-from sarlang_sft.image_files import IMAGE_SUFFIXES, path_inside
 from sarlang_sft.scoring.intervals import ratio_with_interval, share_with_interval
 from sarlang_sft.splits import SPLIT_NAMES
 
-TEMPLATES = ("a SAR image of a {}.", "a radar image of a {}.", "a synthetic aperture radar image showing a {}.")
-RECALLS = (1, 5, 10)
+TEMPLATES = "sar"
 CHOOSING_SPLIT = "val"
 FORM = "NAME=KIND:PATH, such as mstar=zero_shot:MSTAR/val or sarlang=retrieval:data/sarlang@val"
 
@@ -106,30 +107,12 @@ def read_sets(texts: Sequence[str]) -> list[MeasuredSet]:
 
 
 def read_classes(name: str, folder: Path, split: str | None) -> MeasuredSet:
-    """A folder with one folder of images, at any depth, for every class; the folder's name is the class."""
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if len(classes) < 2:
-        raise InputError(f"set {name}: {folder} needs at least two class folders, found {classes}")
-    images, labels, left_out = [], [], {}
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
-        relative = path.relative_to(folder)
-        if relative.parts[0] not in classes:
-            left_out[path] = "not in a class folder"
-        elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            left_out[path] = "not an image file"
-        else:
-            try:
-                images.append(path_inside(folder, str(relative)))
-                labels.append(classes.index(relative.parts[0]))
-            except InputError:
-                left_out[path] = "path leaves the folder"
-    if not images:
-        raise InputError(f"set {name}: {folder} has no images in its class folders")
-    words = [one.replace("_", " ") for one in classes]
-    candidates = [[template.format(word) for template in TEMPLATES] for word in words]
-    truth = functional.one_hot(torch.tensor(labels), len(classes)).bool()
+    """A class folder; the split is what the folder is called, unless it is given."""
+    found = read_class_folder(folder, option=f"set {name}:")
+    candidates = [[template.format(spoken) for template in read_templates(TEMPLATES)] for spoken in found.spoken]
+    truth = functional.one_hot(torch.from_numpy(found.labels), len(found.names)).bool()
     split = split or SPLIT_NAMES.get(folder.name.lower())
-    return MeasuredSet(name, "zero_shot", folder, split, images, candidates, truth, left_out)
+    return MeasuredSet(name, "zero_shot", folder, split, found.paths, candidates, truth, found.left_out)
 
 
 def read_captions(name: str, folder: Path, split: str | None) -> MeasuredSet:
@@ -200,7 +183,7 @@ def top_1(scores: torch.Tensor, truth: torch.Tensor) -> Figure:
 
 
 def mean_recall(scores: torch.Tensor, truth: torch.Tensor) -> Figure:
-    """The mean of recall at 1, 5 and 10, image to text and text to image; any true match counts.
+    """MeanRecall of eval/retrieval.py, protocol all-positives, with its treatment of ties.
 
     Captions of unreadable images are left out. The interval is a bootstrap over images; a caption belongs to the first
     of its images.
@@ -212,17 +195,19 @@ def mean_recall(scores: torch.Tensor, truth: torch.Tensor) -> Figure:
     kept = truth.any(0)
     scores, truth = scores[:, kept], truth[:, kept]
     images, texts = truth.shape
-    found = np.concatenate([recalls(scores, truth) / (2 * images), recalls(scores.T, truth.T) / (2 * texts)])
+    found = [recalls(scores, truth) / (2 * images), recalls(scores.T, truth.T) / (2 * texts)]
     wholes = np.repeat([1 / (2 * images), 1 / (2 * texts)], [images, texts])
     owners = [*range(images), *truth.int().argmax(0).tolist()]
-    return ratio_with_interval(found, wholes, owners)
+    return ratio_with_interval(np.concatenate(found), wholes, owners)
 
 
 def recalls(scores: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
-    """Of every query (a row), the share of `RECALLS` within which a true candidate is found; ties count against it."""
+    """Of every query (a row), the mean of its hits among the first 1, 5 and 10."""
     best = scores.masked_fill(~truth, -torch.inf).amax(1, keepdim=True)
-    above = ((scores >= best) & ~truth).sum(1)
-    return torch.stack([above < depth for depth in RECALLS]).double().mean(0).numpy()
+    reached = scores >= best - TIE
+    above = scores > best + TIE
+    ranks = Ranks(*(of.sum(1).numpy() for of in (above, reached & ~above, reached & truth)))
+    return np.mean([hits(ranks, top) for top in TOP], axis=0)
 
 
 KINDS = {
