@@ -85,7 +85,7 @@ def attention_peaks(heat: np.ndarray) -> list[tuple[int, int]]:
     """
     smooth = to_bytes(heat * 255)
     for _ in range(PASSES):
-        smooth = to_bytes(ndimage.uniform_filter(smooth, SMOOTHING, mode="mirror", output=np.float32))
+        smooth = to_bytes(ndimage.uniform_filter(smooth, SMOOTHING, mode="mirror", output=np.float64))
     highest = (smooth == ndimage.maximum_filter(smooth, APART)) & (smooth > 0)
     labels, count = ndimage.label(highest, structure=np.ones((3, 3)))
     centres = ndimage.center_of_mass(highest, labels, range(1, count + 1))
