@@ -149,15 +149,15 @@ def beam_search(
             best, place = reached.flatten(1).topk(2 * size)
             beam, token = place // vocabulary, place % vocabulary
             ends = token == end
-            counted = ends[:, :size] & ~done[:, group, None]
-            scores = torch.where(counted, best[:, :size] / divisor, -torch.inf)
+            running = ~done[:, group, None]
+            scores = torch.where(ends[:, :size] & running, best[:, :size] / divisor, -torch.inf)
             finished.add(group, scores, best[:, :size], _rows(tokens[:, group], beam[:, :size]))
             done[:, group] |= finished.scores[:, group].amin(-1) >= best[:, 0] / divisor
             open_yet = ends.int().argsort(dim=-1, stable=True)[:, :size]  # the best that go on, in order
             beam, token = beam.gather(1, open_yet), token.gather(1, open_yet)
             sums[:, group] = best.gather(1, open_yet)
             following.append(torch.cat([_rows(tokens[:, group], beam), token[:, :, None]], 2))
-            taken.scatter_add_(1, token, torch.ones_like(token, dtype=taken.dtype))
+            taken.scatter_add_(1, token, running.expand_as(token).to(taken))
         tokens = torch.stack(following, 1)
         if done.all():
             break
@@ -165,10 +165,10 @@ def beam_search(
     for group in range(groups):
         scores = torch.where(done[:, group, None], -torch.inf, sums[:, group] / divisor)
         finished.add(group, scores, sums[:, group], tokens[:, group])
-    return _best(finished, start, longest)
+    return _best(finished, longest)
 
 
-def _best(finished: _Finished, start: int, longest: int) -> list[FoundText]:
+def _best(finished: _Finished, longest: int) -> list[FoundText]:
     scores, which = finished.scores.flatten(1).max(1)
     sums = finished.sums.flatten(1).gather(1, which[:, None])[:, 0]
     texts = _rows(finished.tokens.flatten(1, 2), which[:, None])[:, 0].tolist()
