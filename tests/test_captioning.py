@@ -19,9 +19,9 @@ from sarlang_sft.records import Dialogue, Record, Turn, to_table, write_data_fol
 
 START, END, VOCABULARY, LONGEST = 0, 3, 4, 5
 CAPTIONS = {
-    "left.png": "a sar image of 12 ships at the left.",
-    "right.png": "two bridges and 3 tanks lie right of a road.",
-    "top.png": "a forest without any target",
+    "black.png": "12 ships at the left.",
+    "white.png": "two bridges and a road",
+    "stripes.png": "forest (no target)",
 }
 GREEDY = DecodingArguments(beams=1)
 
@@ -132,11 +132,8 @@ def test_bad_decoding_is_refused() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three pictures that differ, one caption each."""
     root = tmp_path_factory.mktemp("captions")
-    for name, (rows, columns) in zip(
-        CAPTIONS, ((slice(None), slice(32)), (slice(None), slice(32, None)), (slice(24), slice(None))), strict=True
-    ):
-        pixels = np.full((64, 64), 20, np.uint8)
-        pixels[rows, columns] = 230
+    stripes = np.tile(np.repeat(np.array([255, 0], np.uint8), 4), (64, 8))
+    for name, pixels in zip(CAPTIONS, (np.zeros_like(stripes), np.full_like(stripes, 255), stripes), strict=True):
         Image.fromarray(pixels).save(root / name)
     return root
 
@@ -153,18 +150,23 @@ def taught(folder: Path) -> ContrastiveModel:
     torch.manual_seed(0)
     model = load_model("sar-coca-tiny")
     pictures = torch.stack([model.read(folder / name) for name in CAPTIONS])
-    tokens = model.tokenizer(list(CAPTIONS.values()))[:, :16]
-    optimiser = torch.optim.AdamW(model.model.parameters(), lr=2e-3)
+    tokens = model.tokenizer(list(CAPTIONS.values()))[:, :12]
+    most = {model.model.text.token_embedding.weight, model.model.text_decoder.text_projection}
+    small = [weight for weight in model.model.parameters() if weight not in most]
+    for weight in most:  # they hold nearly all weights, and do as they are
+        weight.requires_grad_(False)
+    model.model.text_decoder.text_projection.mul_(4)  # sure of itself after few steps
+    optimiser = torch.optim.AdamW(small, lr=1e-3, fused=True)
     loss_of = torch.nn.CrossEntropyLoss(ignore_index=0)
-    for _ in range(200):
+    for _ in range(100):
         out = model.model(pictures, tokens)
         loss = loss_of(out["logits"].flatten(0, 1), out["labels"].flatten())
-        if loss < 0.01:
+        if loss < 0.005:
             break
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert loss < 0.01
+    assert loss < 0.005
     return model
 
 
@@ -235,7 +237,7 @@ def test_a_coca_comes_back_as_it_was_saved(taught: ContrastiveModel, folder: Pat
     configs = [json.loads((tmp_path / str(n) / CONFIG).read_text(encoding="utf-8"))["model_cfg"] for n in (0, 1)]
     assert configs[0] == configs[1] and configs[0]["custom_text"] and "multimodal_cfg" in configs[0]
     again = load_model(str(tmp_path / "1"))
-    assert caption_pictures(again, pictures_of(again, folder), GREEDY)[0].text == CAPTIONS["left.png"]
+    assert caption_pictures(again, pictures_of(again, folder), GREEDY)[0].text == CAPTIONS["black.png"]
     theirs = open_clip.create_model(f"local-dir:{tmp_path / '1'}")
     assert torch.equal(theirs.text_decoder.text_projection, taught.model.text_decoder.text_projection)
 
@@ -284,7 +286,8 @@ def test_predictions_are_what_score_caption_takes(
     assert scores["problems"]["has no prediction"]["count"] == 2
     concise = [row for row in rows if row["subset"] == "caption_concise"]
     assert [row["label"] for row in concise] == [row["predict"] for row in concise]
-    assert scores["statistics"]["predictions"]["different"] == 3
+    assert scores["statistics"]["different"] == 3
+    assert scores["by_style"]["concise"]["value"] == pytest.approx(7.5)  # CIDEr 10 of three of four
 
     lines = predictions.read_bytes().splitlines(keepends=True)
     predictions.write_bytes(b"".join(lines[:3]))  # as if it was stopped
