@@ -219,7 +219,11 @@ def load_picture(path: Path, ops: list[str], rng: np.random.Generator | None = N
     Returns:
         An 8-bit RGB picture for the backbone's processor.
     """
-    image = read_image(path, split_scale(ops)[0])
+    return apply_ops(read_image(path, split_scale(ops)[0]), ops, rng)
+
+
+def apply_ops(image: np.ndarray, ops: list[str], rng: np.random.Generator | None = None) -> Image.Image:
+    """[`load_picture`] of an image, or a part of one, that is read already: (H, W, 3) float32 of 0-255."""
     for name, argument in parse_ops(ops):
         if name in OPS:
             image = OPS[name](image, argument, rng)
