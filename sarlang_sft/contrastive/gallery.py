@@ -19,7 +19,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 QUERIES, SHOWN = 4, 5  # of each direction, and what is found for each
-WIDTH, ROW, DPI = 9.0, 1.6, 110  # inches, dots per inch: 990 pixels, which a README shows as they are
+WIDTH, ROW, TITLE, DPI = 9.0, 1.5, 0.3, 110  # inches, dots per inch: 990 pixels wide, little more than a README
+COLUMNS = [1.35] + [1.0] * SHOWN  # relative widths
 RIGHT, WRONG = "tab:green", "tab:red"
 QUERY_CHARACTERS, FOUND_CHARACTERS = 26, 92  # in a line
 
@@ -35,21 +36,22 @@ def retrieval_gallery(pairs: Pairs, images: torch.Tensor, texts: torch.Tensor, p
         texts: (texts, D) of length 1, by row of `pairs.texts`.
     """
     of_texts, of_images = spread(len(texts)), spread(len(images))
-    rows = len(of_texts) + len(of_images)
-    figure = plt.figure(figsize=(WIDTH, ROW * rows + 0.3), layout="constrained")
-    grid = figure.add_gridspec(rows, SHOWN + 1, width_ratios=[1.35] + [1] * SHOWN)
+    figure = plt.figure(figsize=(WIDTH, ROW * (len(of_texts) + len(of_images)) + 2 * TITLE), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[ROW * len(one) + TITLE for one in (of_texts, of_images)])
+    above.suptitle(f"Texts, and the most similar of {len(images):,} images", fontsize=10, x=0.01, ha="left")
+    below.suptitle(f"Images, and the most similar of {len(texts):,} texts", fontsize=10, x=0.01, ha="left")
+    grid = above.add_gridspec(len(of_texts), SHOWN + 1, width_ratios=COLUMNS)
     for row, (text, found) in enumerate(zip(of_texts, nearest_rows(texts[of_texts], images), strict=True)):
-        _write(figure.add_subplot(grid[row, 0]), pairs.texts[text])
+        _write(above.add_subplot(grid[row, 0]), pairs.texts[text])
         right = pairs.true_of(found, np.array([text]))[:, 0]
         for place, image in enumerate(found):
-            _frame(figure.add_subplot(grid[row, 1 + place]), pairs.paths[image], bool(right[place]))
-    for row, (image, found) in enumerate(
-        zip(of_images, nearest_rows(images[of_images], texts), strict=True), len(of_texts)
-    ):
-        _show(figure.add_subplot(grid[row, 0]), pairs.paths[image])
+            _frame(above.add_subplot(grid[row, 1 + place]), pairs.paths[image], bool(right[place]))
+    grid = below.add_gridspec(len(of_images), SHOWN + 1, width_ratios=COLUMNS)
+    for row, (image, found) in enumerate(zip(of_images, nearest_rows(images[of_images], texts), strict=True)):
+        _show(below.add_subplot(grid[row, 0]), pairs.paths[image])
         right = pairs.true_of(np.array([image]), found)[0]
         listed = [(pairs.texts[text], bool(hit)) for text, hit in zip(found, right, strict=True)]
-        _list(figure.add_subplot(grid[row, 1:]), listed, pairs.captions_of(image)[0])
+        _list(below.add_subplot(grid[row, 1:]), listed, pairs.captions_of(image)[0])
     with whole_file(path) as file:
         figure.savefig(file, dpi=DPI, format="png")
     plt.close(figure)
