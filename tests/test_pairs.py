@@ -151,7 +151,10 @@ def test_a_csv_is_read_with_and_without_a_byte_order_mark(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"filepath,title\na.png,A ship.\n", "no column `imgpath` but filepath, title; the header must be imgpath,cap"),
+        (
+            b"filepath,title\na.png,A ship.\n",
+            "no column `imgpath` but filepath, title; the header must be imgpath,cap",
+        ),
         (b"imgpath\tcaption\na.png\tA ship.\n", "no column `imgpath`"),
         (b"", "no column `imgpath` but none"),
         (b"imgpath,caption\n", "holds no pairs"),
