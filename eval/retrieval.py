@@ -8,9 +8,9 @@ SARVLM-1M's test, from its CSV, by its own protocol:
     python eval/retrieval.py --model ViT-L-14 --weights sarclip.safetensors --csv test.csv --image_root SARVLM-1M \
         --protocol official --out retrieval.json
 
-Both protocols are computed and kept; `--protocol` says which stands first. `official` takes the pairs as rows, of
+Both protocols are computed and kept, `--protocol` says which stands first: `official` takes the pairs as rows, of
 which only the same row is right; in `all-positives` every image and every text is there once, and all that are true
-are right. sarlang_sft/contrastive/retrieval.py says how ties count and what the intervals are.
+are right. See sarlang_sft/contrastive/retrieval.py for ties and intervals.
 """
 
 from dataclasses import asdict, dataclass, field
