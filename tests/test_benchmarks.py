@@ -99,3 +99,12 @@ def test_a_merge_is_measured_beside_a_copy_and_peft(tmp_path: Path) -> None:
     assert beside["untouched_equal"] and beside["furthest_in_steps_of_bfloat16"] <= 1
     assert beside["values_unequal"] < 1e-3 * beside["values_compared"]
     assert [path.name for path in tmp_path.iterdir()] == ["merge.json"], "everything else is removed"
+
+
+@pytest.mark.slow
+def test_ranking_for_retrieval_is_measured_at_several_sizes(tmp_path: Path) -> None:
+    out = tmp_path / "retrieval.json"
+    output = run_script(ROOT / "benchmarks/retrieval.py", "--sizes", "300x16", "500x16", "--out", out)
+    small, large = json.loads(out.read_text())["runs"]
+    assert (small["pairs"], large["pairs"], large["width"]) == (300, 500, 16) and "500 pairs of width 16" in output
+    assert all(run[key] > 0 for run in (small, large) for key in ("seconds", "peak_bytes", "mean_recall"))

@@ -17,9 +17,12 @@ from sarlang_sft.whole_output import whole_file
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+from matplotlib.gridspec import GridSpec
 
 QUERIES, SHOWN = 4, 5  # of each direction, and what is found for each
-WIDTH, ROW, DPI = 9.0, 1.6, 110  # inches, dots per inch: 990 pixels, which a README shows as they are
+WIDTH, ROW, TITLE, DPI = 9.0, 1.5, 0.3, 110  # inches, dots per inch: 990 pixels wide, little more than a README
+COLUMNS = [1.35] + [1.0] * SHOWN  # relative widths
 RIGHT, WRONG = "tab:green", "tab:red"
 QUERY_CHARACTERS, FOUND_CHARACTERS = 26, 92  # in a line
 
@@ -35,21 +38,20 @@ def retrieval_gallery(pairs: Pairs, images: torch.Tensor, texts: torch.Tensor, p
         texts: (texts, D) of length 1, by row of `pairs.texts`.
     """
     of_texts, of_images = spread(len(texts)), spread(len(images))
-    rows = len(of_texts) + len(of_images)
-    figure = plt.figure(figsize=(WIDTH, ROW * rows + 0.3), layout="constrained")
-    grid = figure.add_gridspec(rows, SHOWN + 1, width_ratios=[1.35] + [1] * SHOWN)
+    figure = plt.figure(figsize=(WIDTH, ROW * (len(of_texts) + len(of_images)) + 2 * TITLE))
+    above, below = figure.subfigures(2, 1, height_ratios=[ROW * len(one) + TITLE for one in (of_texts, of_images)])
+    grid = _grid(above, len(of_texts), f"Texts, and the most similar of {len(images):,} images")
     for row, (text, found) in enumerate(zip(of_texts, nearest_rows(texts[of_texts], images), strict=True)):
-        _write(figure.add_subplot(grid[row, 0]), pairs.texts[text])
+        _write(above.add_subplot(grid[row, 0]), pairs.texts[text])
         right = pairs.true_of(found, np.array([text]))[:, 0]
         for place, image in enumerate(found):
-            _frame(figure.add_subplot(grid[row, 1 + place]), pairs.paths[image], bool(right[place]))
-    for row, (image, found) in enumerate(
-        zip(of_images, nearest_rows(images[of_images], texts), strict=True), len(of_texts)
-    ):
-        _show(figure.add_subplot(grid[row, 0]), pairs.paths[image])
+            _frame(above.add_subplot(grid[row, 1 + place]), pairs.paths[image], bool(right[place]))
+    grid = _grid(below, len(of_images), f"Images, and the most similar of {len(texts):,} texts")
+    for row, (image, found) in enumerate(zip(of_images, nearest_rows(images[of_images], texts), strict=True)):
+        _show(below.add_subplot(grid[row, 0]), pairs.paths[image])
         right = pairs.true_of(np.array([image]), found)[0]
         listed = [(pairs.texts[text], bool(hit)) for text, hit in zip(found, right, strict=True)]
-        _list(figure.add_subplot(grid[row, 1:]), listed, pairs.captions_of(image)[0])
+        _list(below.add_subplot(grid[row, 1:]), listed, pairs.captions_of(image)[0])
     with whole_file(path) as file:
         figure.savefig(file, dpi=DPI, format="png")
     plt.close(figure)
@@ -64,6 +66,16 @@ def spread(count: int) -> list[int]:
 def nearest_rows(queries: torch.Tensor, candidates: torch.Tensor) -> np.ndarray:
     """(queries, up to `SHOWN`) int64: the rows of `candidates` that are most similar, the most similar first."""
     return (queries @ candidates.T).topk(min(SHOWN, len(candidates)), dim=1).indices.numpy()
+
+
+def _grid(figure: SubFigure, rows: int, title: str) -> GridSpec:
+    """Places for `rows` queries with what is found for each, below a title."""
+    height = ROW * rows + TITLE
+    figure.text(0.01, 1 - TITLE / 2 / height, title, fontsize=10, va="center")
+    return figure.add_gridspec(
+        rows, SHOWN + 1, width_ratios=COLUMNS, left=0.01, right=0.99, bottom=0.2 / height, top=1 - TITLE / height,
+        wspace=0.06, hspace=0.16,
+    )  # fmt: skip
 
 
 def _show(axis: Axes, path: Path) -> None:

@@ -9,7 +9,7 @@ Two protocols, of which the same features give both:
 
 Ties, in both: items as similar as the best true one are taken in random order, and a hit counts with its probability.
 So a model that gives every image the same features scores what chance scores, never 100 %, and rows that are copies of
-each other share their places, as they do on average in any sorted list.
+each other share their places: what a sorted list, in which they stand in any order, gives on average.
 """
 
 from collections.abc import Callable, Mapping
