@@ -29,6 +29,7 @@ from sarlang_sft.contrastive.semantic_localization import (
     similarity_to,
 )
 from sarlang_sft.errors import InputError, exit_on_bad_input
+from sarlang_sft.imagery import split_scale
 from sarlang_sft.whole_output import check_file
 
 
@@ -57,8 +58,8 @@ def main() -> None:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(args.model, args.weights, device)
     similarity = similarity_to(model, [query.caption for query in annotations.queries])
-    rows, unreadable = [], {}
-    for found in localise(annotations, similarity, windows, args.batch_size, unreadable):
+    rows, unreadable, (scale, _) = [], {}, split_scale(model.image_ops)
+    for found in localise(annotations, similarity, windows, args.batch_size, unreadable, scale):
         rows.append(localization_row(found))
         if args.heat_maps:
             heat_picture(found, Path(args.heat_maps))

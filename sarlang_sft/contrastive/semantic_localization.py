@@ -29,7 +29,7 @@ from sarlang_sft.contrastive.models import ContrastiveModel
 from sarlang_sft.contrastive.results import Figure
 from sarlang_sft.errors import InputError, UnreadableImageError, nearest
 from sarlang_sft.image_files import path_inside
-from sarlang_sft.imagery import apply_ops, read_image
+from sarlang_sft.imagery import Scale, apply_ops, read_image
 from sarlang_sft.scoring.intervals import mean_with_interval
 
 KEYS = ("jpg_name", "caption", "points")
@@ -171,6 +171,7 @@ def localise(
     arguments: WindowArguments,
     batch_size: int,
     unreadable: dict[Path, str],
+    scale: Scale | None = None,
 ) -> Iterator[Localised]:
     """Every query that can be asked, image by image; each image is read, and its windows are encoded, once.
 
@@ -179,13 +180,14 @@ def localise(
         similarity_to_queries: For rows of `annotations.queries`, the similarity of crops to their texts.
         batch_size: Crops at once.
         unreadable: Gets the reason of every image that cannot be read.
+        scale: Of pixels of more than 8 bits, see `imagery.read_image`.
     """
     by_image: dict[Path, list[int]] = {}
     for row, query in enumerate(annotations.queries):
         by_image.setdefault(query.path, []).append(row)
     for path, rows in tqdm(by_image.items(), desc="localisation", unit=" images"):
         try:
-            image = read_image(path)
+            image = read_image(path, scale)
         except UnreadableImageError as error:
             unreadable[path] = error.reason
             for row in rows:
