@@ -3,11 +3,12 @@ PYTHON ?= python3
 PY := .venv/bin/python
 TORCHRUN := .venv/bin/torchrun --nproc_per_node 2
 OUT := outputs/demo
+SARCLIP := outputs/demo_sarclip
 export TOKENIZERS_PARALLELISM := false
 # DeepSpeed keeps its CPU kernels in the user's cache, where another checkout would rebuild them while they are in use.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
-.PHONY: setup demo test test-all test-browser drills support plans lint clean
+.PHONY: setup demo demo-sarclip test test-all test-browser drills support plans lint clean
 
 setup: .venv/.installed
 
@@ -37,6 +38,21 @@ demo: setup
 		--runs before=$(OUT)/predictions_before.jsonl after=$(OUT)/predictions_after.jsonl \
 			blind=$(OUT)/predictions_blind.jsonl text_only=$(OUT)/predictions_text.jsonl \
 		--histories lora=$(OUT)/lora --scores after=$(OUT)/scores_vqa.json --captions after=$(OUT)/scores_caption.json --merged $(OUT)/merged
+
+# The contrastive road on a tiny model: optical pictures, then radar, retrieval before and after, an ensemble of both.
+demo-sarclip: setup
+	rm -rf $(SARCLIP)
+	$(PY) data_prep/make_sample.py --out $(SARCLIP)/sample --images 1000 --test_fraction 0.2 --seed 0
+	$(PY) data_prep/convert_sarlang.py --root $(SARCLIP)/sample --out $(SARCLIP)/data --val_fraction 0.1 --class_prefix never
+	$(PY) data_prep/convert_sarlang.py --root $(SARCLIP)/sample --image_root $(SARCLIP)/sample/RGBimages --out $(SARCLIP)/data_optical --val_fraction 0.1 --class_prefix never
+	$(TORCHRUN) recipes/sarclip.py --config recipes/configs/sarclip_demo.yaml
+	$(PY) eval/retrieval.py --model $(SARCLIP)/sarclip/optical --data $(SARCLIP)/data --out $(SARCLIP)/retrieval_optical.json
+	$(PY) eval/retrieval.py --model $(SARCLIP)/sarclip/sar --data $(SARCLIP)/data --out $(SARCLIP)/retrieval_sar.json --gallery $(SARCLIP)/gallery.png
+	$(PY) recipes/ensemble.py --between $(SARCLIP)/sarclip/optical $(SARCLIP)/sarclip/sar --alphas 0 0.2 0.4 0.6 0.8 1 \
+		--target sar=retrieval:$(SARCLIP)/data@val --out_of_domain optical=retrieval:$(SARCLIP)/data_optical@val \
+		--test sar_test=retrieval:$(SARCLIP)/data@test optical_test=retrieval:$(SARCLIP)/data_optical@test \
+		--out $(SARCLIP)/ensemble
+	$(PY) eval/report.py --figures optical=$(SARCLIP)/retrieval_optical.json sar=$(SARCLIP)/retrieval_sar.json --out $(SARCLIP)
 
 # One process per core, each on one core: most tests start processes of their own.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
