@@ -84,7 +84,7 @@ def put_tower(tower: str, base_name: str, out: Path, keep_projector: bool = Fals
         raise InputError(f"--base {base_name}: is no LLaVA-1.5 (model_type {FAMILY}), which has one picture per image")
     clip = load_model(tower)
     converted = convert_tower(clip, tower)
-    config = _new_config(base, converted.config)
+    config = _new_config(base, converted.config, keep_projector)
     model = _skeleton(config)
     processor = _new_processor(base, model.config, image_processor(clip.preprocess, tower))
     grey = check_pictures(clip, processor.image_processor, tower)
@@ -172,8 +172,12 @@ def describe(report: NewTower) -> str:
     return "\n".join(lines)
 
 
-def _new_config(base: Base, vision: CLIPVisionConfig) -> dict[str, Any]:
-    """The base's configuration with another tower; raises [`InputError`] if that has not the layer that is taken."""
+def _new_config(base: Base, vision: CLIPVisionConfig, keep_projector: bool) -> dict[str, Any]:
+    """The base's configuration with another tower.
+
+    Raises:
+        InputError: The tower has not the layer that is taken, or not the width that a kept projector takes.
+    """
     config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     old = AutoConfig.from_pretrained(base.folder)
     taken = old.vision_feature_layer
@@ -181,6 +185,11 @@ def _new_config(base: Base, vision: CLIPVisionConfig) -> dict[str, Any]:
     wrong = [one for one in ([taken] if isinstance(taken, int) else taken) if not -layers - 1 <= one <= layers]
     if wrong:
         raise InputError(f"--base {base.name}: takes the features of layer {wrong[0]}, and the tower has {layers}")
+    if keep_projector and vision.hidden_size != old.vision_config.hidden_size:
+        raise InputError(
+            f"--keep_projector: the projector of {base.name} takes features of width {old.vision_config.hidden_size}, "
+            f"and the tower's have {vision.hidden_size}; leave it out, and train a new one"
+        )
     patches = (vision.image_size // vision.patch_size) ** 2
     tokens = patches + (old.vision_feature_select_strategy == "full")  # which keeps the class token
     return config | {"vision_config": vision.to_dict(), "image_seq_length": tokens}

@@ -1,6 +1,7 @@
 """A contrastive model's vision tower in a LLaVA: features, pictures, tokens, and the two stages of training."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from sarlang_sft.backbones import BACKBONES, find_backbone
-from sarlang_sft.contrastive.models import CONFIG, WEIGHTS, ContrastiveModel, load_model, save_model
-from sarlang_sft.imagery import load_ops
+from sarlang_sft.contrastive.clip_vision import convert_tower, vision_config
+from sarlang_sft.contrastive.models import CONFIG, ContrastiveModel, load_model, save_model
+from sarlang_sft.errors import InputError
+from sarlang_sft.imagery import load_ops, load_picture
 from sarlang_sft.inference import load_tuned
+from sarlang_sft.llava_tower import put_tower
 from sarlang_sft.loading import load_processor, load_weights, stored_files
 from sarlang_sft.records import read_dialogue_table
 
@@ -49,21 +53,9 @@ def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(clip: tuple[Path, ContrastiveModel], base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sarlang_sft.llava_tower import put_tower
-
     out = tmp_path_factory.mktemp("together") / "llava"
     put_tower(str(clip[0]), str(base), out)
     return out
-
-
-def changed(folder: Path, clip: Path, **vision: object) -> str:
-    """The CLIP's folder with other options of its tower, and the weights of such a tower."""
-    folder.mkdir()
-    content = json.loads((clip / CONFIG).read_text())
-    content["model_cfg"]["vision_cfg"].update(vision)
-    (folder / CONFIG).write_text(json.dumps(content))
-    save_file(load_file(clip / WEIGHTS), folder / WEIGHTS)
-    return str(folder)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -100,19 +92,14 @@ def test_the_model_sees_what_the_tower_saw(
         wanted = tower.forward_intermediates(read, indices=[2], output_fmt="NLC")["image_intermediates"][0]
         tuned = load_tuned(str(together), None)
         assert tuned.image_ops == clip[1].image_ops
-        seen = tuned.processor.image_processor(clip_picture(clip[1], tmp_path / "scene.png"), return_tensors="pt")
+        seen = tuned.processor.image_processor(
+            load_picture(tmp_path / "scene.png", tuned.image_ops), return_tensors="pt"
+        )
         taken: list[torch.Tensor] = []
         tuned.model.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
         tuned.model.model.get_image_features(seen["pixel_values"])
     assert taken[0].shape == wanted.shape == (1, 64, 128)
     assert torch.allclose(taken[0], wanted, atol=1e-3) and wanted.std() > 0.1
-
-
-def clip_picture(model: ContrastiveModel, path: Path) -> Image.Image:
-    """The image as the recipes hand it to the processor."""
-    from sarlang_sft.imagery import load_picture
-
-    return load_picture(path, model.image_ops)
 
 
 def test_the_language_model_is_the_bases_and_the_projector_new_unless_it_is_kept(
@@ -175,9 +162,7 @@ def test_pictures_tokens_and_boxes_are_those_of_the_tower(
     assert (margin["pixel_values"][0, 0, 0, 0] < 0) == (mode == "longest"), "black above what is kept whole"
 
 
-def test_first_the_projector_learns_and_then_an_adapter(
-    run: Run, together: Path, data: Path, tmp_path: Path
-) -> None:
+def test_first_the_projector_learns_and_then_an_adapter(run: Run, together: Path, data: Path, tmp_path: Path) -> None:
     steps = [
         "--data", data, "--image_ops", "log", "grey", "--max_steps", 3, "--logging_steps", 1, "--learning_rate", 1e-2,
         "--dtype", "float32", "--save_strategy", "no", "--gradient_checkpointing", "false", "--use_cpu", "true",
@@ -204,15 +189,53 @@ def test_first_the_projector_learns_and_then_an_adapter(
     [
         ({"ls_init_value": 0.1}, "ls_init_value is 0.1, not None"),
         ({"pool_type": "avg"}, "pool_type is avg, not tok"),
-        ({"no_ln_pre": True}, "no_ln_pre is True"),
+        ({"no_ln_pre": True}, "no_ln_pre is True, not False"),
+        ({"image_size": (64, 32)}, "no squares"),
+        ({"timm_model_name": "convnext_base"}, "timm's convnext_base"),
     ],
 )
 def test_a_variant_of_the_tower_is_refused(
     vision: dict[str, object], told: str, clip: tuple[Path, ContrastiveModel]
 ) -> None:
-    from sarlang_sft.contrastive.clip_vision import vision_config
-    from sarlang_sft.errors import InputError
-
     config = {**clip[1].config, "vision_cfg": {**clip[1].config["vision_cfg"], **vision}}
     with pytest.raises(InputError, match=told):
         vision_config(config, "model")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_activation_is_the_configurations_and_a_wrong_one_shows_in_the_features(
+    quick: bool, clip: tuple[Path, ContrastiveModel], tmp_path: Path
+) -> None:
+    content = json.loads((clip[0] / CONFIG).read_text())
+    content["model_cfg"]["quick_gelu"] = quick
+    shutil.copytree(clip[0], tmp_path / "clip")
+    (tmp_path / "clip" / CONFIG).write_text(json.dumps(content))
+    model = load_model(str(tmp_path / "clip"))
+    converted = convert_tower(model, "model")
+    assert converted.config.hidden_act == ("quick_gelu" if quick else "gelu") and converted.difference < 1e-4
+    model.config["quick_gelu"] = not quick
+    with pytest.raises(InputError, match="gives other features"):
+        convert_tower(model, "model")
+
+
+def test_what_cannot_be_put_together_is_refused(
+    run: Run, clip: tuple[Path, ContrastiveModel], base: Path, tmp_path: Path
+) -> None:
+    for name in ("sar-resnet-tiny", "sar-coca-tiny"):
+        save_model(load_model(name), tmp_path / name)
+    BACKBONES["llava_next"].build_tiny(tmp_path / "tiled", ["Is there a ship?"], 0)
+    shutil.copytree(base, tmp_path / "deep")
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "deep" / "config.json").write_text(json.dumps({**config, "vision_feature_layer": -6}))
+    cases = [
+        (tmp_path / "sar-resnet-tiny", base, "its vision tower is a ResNet"),
+        (tmp_path / "sar-coca-tiny", base, "attentional_pool is True, not False"),
+        ("sar-vit-tiny", base, "no such folder"),  # which would be a tower that has learned nothing
+        (base, base, "holds no open_clip_config.json"),
+        (clip[0], tmp_path / "tiled", "is no LLaVA-1.5"),
+        (clip[0], tmp_path / "deep", "features of layer -6, and the tower has 4"),
+        (clip[0], clip[0], "neither a folder with a config.json"),
+    ]
+    for tower, onto, told in cases:
+        output = run(SCRIPT, "--tower", tower, "--base", onto, "--out", tmp_path / "out", code=2)
+        assert told in output and not (tmp_path / "out").exists(), output
