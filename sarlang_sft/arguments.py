@@ -308,6 +308,9 @@ class TrainArguments(SFTConfig):
             raise InputError(f"metric_for_best_model {metric}: choose one of loss, {', '.join(ANSWERED)}, all of val")
         if metric.removeprefix("eval_") in ANSWERED and not self.val_questions:
             raise InputError(f"metric_for_best_model {metric}: needs answers; set --val_questions 200, for example")
+        self._check_saves_what_it_scores(metric)
+
+    def _check_saves_what_it_scores(self, metric: str) -> None:
         if (
             self.metric_for_best_model
             and self.save_strategy in ("steps", "epoch")

@@ -12,7 +12,7 @@ from trl import TrlParser
 from sarlang_sft.errors import InputError, nearest
 from sarlang_sft.yaml_files import read_mapping
 
-ALSO_LISTS = ("data",)  # text on the command line, in YAML also a list, which argparse has no type for
+ALSO_LISTS = ("data", "stages")  # text on the command line, in YAML also a list, which argparse has no type for
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

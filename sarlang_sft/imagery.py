@@ -17,16 +17,22 @@ from sarlang_sft.image_files import PLAIN_MODES, TIFF_SUFFIXES, open_picture, op
 from sarlang_sft.shards import in_shards, read_from_shards
 from sarlang_sft.whole_output import CannotWriteError
 
+Scale = Callable[[np.ndarray], np.ndarray]  # of one (H, W) band, as it is stored, to 0-255
+DB_SHARE = 0.01  # of the values below zero: more are taken for dB
+FIXED_DB = (-30.0, 5.0)
 LARGEST_SIDE = 16_384  # pixels that an operation may make of a side
 OPS_FILE = "image_ops.json"
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, scale: Scale | None = None) -> np.ndarray:
     """An image, a file or in a shard, as (H, W, 3) float32 of 0-255.
 
     8-bit files keep their values. Other types (16-bit, float) are stretched from their 1st-99th percentile, so that
     nothing is clipped; NaN counts as the lowest value, and of complex pixels the amplitude is taken. One band is
     repeated three times, two bands give (1, 2, 1).
+
+    Args:
+        scale: Instead of the percentiles, the same for every image, so that brightness means the same in all of them.
 
     Raises:
         UnreadableImageError: The file, or its shard, is missing or cut off, or it is no picture.
@@ -40,16 +46,15 @@ def read_image(path: Path) -> np.ndarray:
     except Exception as error:  # decoders meet broken files with errors of every kind
         raise UnreadableImageError(path, str(error)) from error
     if bands.dtype != np.uint8:
-        bands = np.stack([_stretch(band.astype(np.float32)) for band in bands])
+        bands = np.stack([(scale or _stretch)(band) for band in bands])
     order = {1: (0, 0, 0), 2: (0, 1, 0)}.get(len(bands), (0, 1, 2))
     return np.ascontiguousarray(bands[list(order)].transpose(1, 2, 0), dtype=np.float32)
 
 
 def _decode_tiff(path: Path | BytesIO) -> np.ndarray:
-    """The bands of a GeoTIFF as (C, H, W) in the file's own type; of complex pixels the amplitude."""
+    """The bands of a GeoTIFF as (C, H, W) in the file's own type."""
     with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), open_tiff(path) as file:
-        bands = file.read()
-    return np.abs(bands) if np.iscomplexobj(bands) else bands
+        return file.read()
 
 
 def decode_picture(path: Path | BytesIO) -> np.ndarray:
@@ -64,11 +69,49 @@ def decode_picture(path: Path | BytesIO) -> np.ndarray:
 
 def _stretch(band: np.ndarray) -> np.ndarray:
     """Map the 1st-99th percentile of the finite values of one (H, W) band to 0-255."""
+    band = _real(band)
     finite = band[np.isfinite(band)]
     if finite.size == 0:
         return np.zeros_like(band)
     low, high = np.percentile(finite, (1, 99))
     return np.clip((np.nan_to_num(band, nan=low) - low) / max(high - low, 1e-12), 0, 1) * 255
+
+
+def _real(band: np.ndarray) -> np.ndarray:
+    """As float32; of complex pixels the amplitude."""
+    return (np.abs(band) if np.iscomplexobj(band) else band).astype(np.float32)
+
+
+def fixed_scale(band: np.ndarray) -> np.ndarray:
+    """One (H, W) band to 0-255 by its type alone, never by its own lowest and highest values.
+
+    - Integers are amplitudes a (digital numbers) up to m: 255 ln(1 + a) / ln(1 + m), which shows dark scenes, too.
+    - Floats with more than 1 % of the values below zero are dB, others intensities, of which dB are taken, and so
+      are |z|^2 of complex ones; -30 to +5 dB become 0 to 255, which holds sigma nought of Sentinel-1 over land, sea
+      and towns.
+
+    NaN and values without a logarithm become 0.
+    """
+    if np.iscomplexobj(band):
+        band = np.abs(band) ** 2
+    if np.issubdtype(band.dtype, np.integer):
+        highest = np.iinfo(band.dtype).max
+        return np.log1p(np.maximum(band, 0).astype(np.float32)) * (255 / math.log1p(highest))
+    finite = band[np.isfinite(band)]
+    if finite.size and np.mean(finite < 0) <= DB_SHARE:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            band = 10 * np.log10(band)
+    return range_scale(*FIXED_DB)(band)
+
+
+def range_scale(low: float, high: float) -> Scale:
+    """Maps `low` to 0 and `high` to 255, in the file's unit (complex: amplitude); beyond is clipped, NaN becomes 0."""
+
+    def scale(band: np.ndarray) -> np.ndarray:
+        values = np.nan_to_num(_real(band), nan=low, posinf=high, neginf=low)
+        return np.clip((values - low) / (high - low), 0, 1) * 255
+
+    return scale
 
 
 # Every operation maps (H, W, 3) float32 of 0-255 to the same; `argument` is the number after the colon.
@@ -103,6 +146,10 @@ def _shift(image: np.ndarray, argument: float | None, rng: np.random.Generator) 
     return padded[reach + down :, reach + right :][: image.shape[0], : image.shape[1]]
 
 
+def _flip(image: np.ndarray, argument: float | None, rng: np.random.Generator) -> np.ndarray:
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
 def _resize(image: np.ndarray, argument: float | None, rng: np.random.Generator) -> np.ndarray:
     side = int(argument or 0)
     return np.asarray(to_picture(image).resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -110,18 +157,46 @@ def _resize(image: np.ndarray, argument: float | None, rng: np.random.Generator)
 
 ImageOp = Callable[[np.ndarray, float | None, np.random.Generator], np.ndarray]
 OPS: dict[str, ImageOp] = {"log": _log, "standardise": _standardise, "grey": _grey, "crop": _crop, "resize": _resize}
-AUGMENTING_OPS: dict[str, ImageOp] = {"shift": _shift}
+AUGMENTING_OPS: dict[str, ImageOp] = {"shift": _shift, "flip": _flip}
+SCALES = ("fixed", "range")  # come first
 NEEDS_ARGUMENT = {"crop", "resize", "shift"}
 
 
+def split_scale(names: list[str]) -> tuple[Scale | None, list[str]]:
+    """How pixels of more than 8 bits are scaled, if the first operation says so (`fixed`, `range:LOW:HIGH`), and the
+    others.
+
+    Raises:
+        InputError: The limits are no two rising numbers.
+    """
+    name, *limits = names[0].split(":") if names else [""]
+    if name == "fixed" and not limits:
+        return fixed_scale, names[1:]
+    if name != "range":
+        return None, names
+    try:
+        low, high = map(float, limits)
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise InputError(f"image_ops: `{names[0]}`: needs two rising numbers, as in `range:-25:0` (dB)")
+    return range_scale(low, high), names[1:]
+
+
 def parse_ops(names: list[str]) -> list[tuple[str, float | None]]:
-    """`["log", "crop:64"]` to `[("log", None), ("crop", 64.0)]`; raises [`InputError`] on an unknown name."""
+    """`["log", "crop:64"]` to `[("log", None), ("crop", 64.0)]`, without what [`split_scale`] takes.
+
+    Raises:
+        InputError: A name is unknown, or a number is missing.
+    """
     parsed = []
-    for text in names:
+    for text in split_scale(names)[1]:
         name, _, argument = text.partition(":")
+        if name in SCALES:
+            raise InputError(f"image_ops: `{text}`: must come first, it says how files are read")
         known = {**OPS, **AUGMENTING_OPS}
         if name not in known:
-            raise InputError(f"image_ops: unknown operation `{name}`; known are {', '.join(known)}")
+            raise InputError(f"image_ops: unknown operation `{name}`; known are {', '.join([*SCALES, *known])}")
         try:
             value = float(argument) if argument else None
         except ValueError:
@@ -144,7 +219,7 @@ def load_picture(path: Path, ops: list[str], rng: np.random.Generator | None = N
     Returns:
         An 8-bit RGB picture for the backbone's processor.
     """
-    image = read_image(path)
+    image = read_image(path, split_scale(ops)[0])
     for name, argument in parse_ops(ops):
         if name in OPS:
             image = OPS[name](image, argument, rng)

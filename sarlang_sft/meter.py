@@ -48,6 +48,13 @@ class Meter:
         return Work(*self.counts[1:].tolist())
 
 
+def peak_memory(device: torch.device) -> int:
+    """The most bytes so far: allocated by torch on a GPU, of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def speed_of(
     meter: Meter, device: torch.device, flops: FlopCount, gather: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, float]:
@@ -58,11 +65,8 @@ def speed_of(
         gather: Stacks the rows of all ranks.
     """
     seconds = time.perf_counter() - meter.start
-    if device.type == "cuda":
-        memory, gpu = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
-    else:
-        memory, gpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, ""
-    own = [meter.answers(), meter.work().tokens, flops(meter.work()), meter.waited, memory]
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    own = [meter.answers(), meter.work().tokens, flops(meter.work()), meter.waited, peak_memory(device)]
     ranks = gather(torch.tensor([own], dtype=torch.float64, device=device))
     answered, tokens, operations = ranks[:, :3].sum(dim=0).tolist()
     waited, memory = ranks[:, 3:].max(dim=0).values.tolist()

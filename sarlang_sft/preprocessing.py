@@ -16,13 +16,12 @@ from PIL import Image
 
 from sarlang_sft.despeckle import FILTERS, LOG_LOOKS, REACH, count_looks, estimate_looks
 from sarlang_sft.errors import InputError
-from sarlang_sft.imagery import to_bytes
+from sarlang_sft.imagery import DB_SHARE, to_bytes
 from sarlang_sft.radar_files import Area, Band, RadarImage, open_bands
 from sarlang_sft.whole_output import whole_file
 
 DOMAINS = ("auto", "amplitude", "intensity", "db")
 COMBINATIONS = {"mean": np.mean, "span": np.sum, "colour": None}
-DB_SHARE = 0.01  # of the valid pixels below zero: more are taken for dB
 NO_POWER = "no valid pixel above zero"
 WINDOW = 1024  # pixels; the side of what is filtered at a time
 DB_BINS, DB_PER_BIN, DB_LOWEST = 153_600, 1 / 256, -300.0  # of the histogram that percentiles are taken from

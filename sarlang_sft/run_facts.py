@@ -1,10 +1,10 @@
 """What a run is made of, and what of it may differ when the run goes on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.environment import git_state, versions
@@ -54,8 +54,20 @@ OF_A_HOST = """
     dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
 """  # which ranks may give otherwise; paths are compared by what they hold
 DATA_FILES = ("manifest.json", "train.parquet", "val.parquet", SHARD_INDEX)
+ELSEWHERE = {"path", "image_root", "shard_cache", "shard_cache_gb", "val.parquet", "manifest.json", SHARD_INDEX}
 LEARNS_FROM_SCORES = ("reduce_lr_on_plateau", "greedy")  # kinds of lr_scheduler_type
 FREE_GROUPS = ("logging_", "log_", "eval_", "val_", "save_", "hub_", "trackio_", "tiny_", "sample_")
+
+
+class Source(Protocol):
+    """A data folder of a training, a dataclass: what is taken of it, and where its images lie."""
+
+    path: str
+    image_root: str | None
+
+    @property
+    def folder(self) -> Path:
+        """The data folder."""
 
 
 class Difference(NamedTuple):
@@ -85,14 +97,28 @@ def collect_facts(
     Raises:
         InputError: A data folder, its images or the model cannot be found.
     """
-    for source in data.sources():
+    options = {**asdict(model), **asdict(tuning), **asdict(data), **training.to_dict()}
+    return make_facts(options, base_fingerprint(model.model_name_or_path), data.sources(), training)
+
+
+def make_facts(options: Facts, base: str, sources: Sequence[Source], training: TrainArguments) -> Facts:
+    """[`collect_facts`] of any kind of training.
+
+    Args:
+        options: All of them, with `model_name_or_path`.
+        base: Tells the model that it begins with from any other.
+        sources: The data folders, each with what is taken of it.
+
+    Raises:
+        InputError: A data folder, or its images, cannot be found.
+    """
+    for source in sources:
         image_root_of(source.folder, source.image_root)
         with open_split(source.folder, "train", ["dialogues"]):
             pass
-    options = {**asdict(model), **asdict(tuning), **asdict(data), **training.to_dict()}
     facts = {
         "options": options,
-        "base": base_fingerprint(model.model_name_or_path),
+        "base": base,
         "data": [
             {
                 **asdict(source),
@@ -101,7 +127,7 @@ def collect_facts(
                     for path in (source.folder / name for name in DATA_FILES)
                 },
             }
-            for source in data.sources()
+            for source in sources
         ],
         "world_size": training.world_size,
         "rows_per_step": rows_per_step(training),
@@ -161,9 +187,9 @@ def _of_base_and_data(was: Facts, now: Facts) -> Iterator[Difference]:
     if len(then) != len(here):
         yield Difference("data", f"{len(then)} folders", f"{len(here)} folders", None)
     for old, new in zip(then, here, strict=False):
-        for name in ("train.parquet", "weight", "tasks", "subsets", "caps"):
-            if old[name] != new[name]:
-                shown = [value[:12] if name == "train.parquet" else value for value in (old[name], new[name])]
+        for name in sorted(new.keys() - ELSEWHERE):
+            if old.get(name) != new[name]:
+                shown = [value[:12] if name == "train.parquet" else value for value in (old.get(name), new[name])]
                 yield Difference(f"data {new['path']}: {name}", *shown, None, "the order of learning depends on it")
         if old["val.parquet"] != new["val.parquet"]:
             shown = [str(value)[:12] for value in (old["val.parquet"], new["val.parquet"])]

@@ -79,23 +79,31 @@ class Entry(NamedTuple):
 
 
 def open_run(model: ModelArguments, tuning: TuningArguments, data: DataArguments, training: TrainArguments) -> Run:
-    """Make the output folder this run's, and find where it goes on by the option `resume`.
+    """[`enter_run`] of a model's tuning; ends the program with exit code 0 if the run is finished already."""
+    run = enter_run(collect_facts(model, tuning, data, training), training)
+    if run is None:
+        sys.exit(0)
+    return run
 
-    Ends the program with exit code 0 if the run is finished already.
+
+def enter_run(facts: Facts, training: TrainArguments) -> Run | None:
+    """Make the output folder this run's, and find where it goes on by the option `resume`; None if it is finished.
+
+    Args:
+        facts: What the run is made of, see `run_facts`.
 
     Raises:
         InputError: Another process runs there, what is there cannot be gone on with, or it cannot be written. Nothing
             has been written then.
     """
     ranks = Ranks(timedelta(seconds=training.ddp_timeout))
-    facts = collect_facts(model, tuning, data, training)
     check_alike(ranks.gather(facts), ranks.gather(socket.gethostname()))
     out = Path(training.output_dir)
     entry = ranks.on_first(lambda: _enter(out, training.resume, facts))
     lock = entry.lock if entry else None
     shared = ranks.from_first(entry and entry._replace(lock=None))
     if shared is None:
-        sys.exit(0)
+        return None
     run_id, checkpoint, cut_off, _ = shared
     seen = ranks.gather(None if sees(out, run_id) else socket.gethostname())
     if blind := [f"rank {rank} on {host}" for rank, host in enumerate(seen) if host]:

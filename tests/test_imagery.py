@@ -13,6 +13,7 @@ RNG = np.random.default_rng(0)
 
 
 def write_tif(path: Path, bands: np.ndarray) -> Path:
+    bands = bands[None] if bands.ndim == 2 else bands
     count, height, width = bands.shape
     with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=count, dtype=bands.dtype) as file:
         file.write(bands)
@@ -113,3 +114,42 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"\x89PNG torn")
     with pytest.raises(InputError, match=r"torn\.png: unreadable"):
         read_image(tmp_path / "torn.png")
+
+
+def test_a_fixed_scale_gives_equal_values_equal_brightness_whatever_else_the_image_shows(tmp_path: Path) -> None:
+    dark = np.linspace(-24, -20, 64, dtype=np.float32).reshape(8, 8)  # dB
+    bright = dark.copy()
+    bright[0] = 4.0
+    ops = ["fixed"]
+    one = np.asarray(load_picture(write_tif(tmp_path / "dark.tif", dark), ops)).astype(int)
+    two = np.asarray(load_picture(write_tif(tmp_path / "bright.tif", bright), ops)).astype(int)
+    assert np.array_equal(one[1:], two[1:]) and (two[0] > one[0]).all()
+    assert np.allclose(one[..., 0], (dark + 30) / 35 * 255, atol=0.51)
+    stretched = np.asarray(load_picture(tmp_path / "bright.tif", [])).astype(int)
+    assert not np.array_equal(stretched[1:], np.asarray(load_picture(tmp_path / "dark.tif", [])).astype(int)[1:])
+
+    linear = write_tif(tmp_path / "linear.tif", 10 ** (dark / 10))
+    assert np.abs(np.asarray(load_picture(linear, ops)).astype(int) - one).max() <= 1
+    turned = (10 ** (dark / 20) * np.exp(1j * dark)).astype(np.complex64)
+    assert np.abs(np.asarray(load_picture(write_tif(tmp_path / "slc.tif", turned), ops)).astype(int) - one).max() <= 1
+
+
+def test_a_fixed_scale_of_integers_keeps_the_order_of_all_16_bits(tmp_path: Path) -> None:
+    numbers = np.array([[0, 10, 300, 65535]], np.uint16)
+    shown = np.asarray(load_picture(write_tif(tmp_path / "dn.tif", numbers), ["fixed"]))[0, :, 0].astype(int)
+    assert shown[0] == 0 and shown[-1] == 255 and (np.diff(shown) > 40).all()
+    Image.fromarray(np.array([[0, 10, 200]], np.uint8)).save(tmp_path / "grey.png")
+    assert np.asarray(load_picture(tmp_path / "grey.png", ["fixed"]))[0, :, 0].tolist() == [0, 10, 200]
+
+
+def test_a_range_is_in_the_unit_of_the_file_and_comes_first(tmp_path: Path) -> None:
+    path = write_tif(tmp_path / "vv_vh.tif", np.array([[[-25, 0]], [[np.nan, -12.5]]], np.float32))
+    shown = np.asarray(load_picture(path, ["range:-25:0"]))
+    assert shown[0].tolist() == [[0, 0, 0], [255, 128, 255]]  # VV, VH, VV
+    for ops, message in (
+        (["range:3"], "two rising"),
+        (["range:0:-25"], "two rising"),
+        (["log", "fixed"], "come first"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_picture(path, ops)

@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sarlang_sft.errors import InputError, nearest
+from sarlang_sft.fingerprints import base_fingerprint
 from sarlang_sft.imagery import load_ops, load_picture, save_ops
+from sarlang_sft.records import file_hash
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -33,6 +35,34 @@ open_clip.add_model_config(OWN_CONFIGS)
 
 
 @dataclass
+class Pictures:
+    """How an image becomes the tower's input.
+
+    Attributes:
+        preprocess: open_clip's; `resize_mode` longest keeps all of a picture and its shape.
+        image_ops: Applied when an image is read, see `imagery.load_picture`; the same in training and evaluation.
+    """
+
+    preprocess: PreprocessCfg
+    image_ops: list[str]
+
+    def __post_init__(self) -> None:
+        self.transform = image_transform_v2(self.preprocess, is_train=False)
+
+    def to_tensor(self, image: Image.Image) -> torch.Tensor:
+        """An RGB picture as the tower's input, (3, H, W) float32: resized, padded with black, standardised."""
+        return self.transform(image)
+
+    def read(self, path: Path, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """An image file as the tower's input; with `rng` the augmenting operations are applied.
+
+        Raises:
+            UnreadableImageError: It cannot be read.
+        """
+        return self.to_tensor(load_picture(path, self.image_ops, rng))
+
+
+@dataclass
 class ContrastiveModel:
     """A CLIP or CoCa of open_clip with everything that its inputs need.
 
@@ -40,8 +70,7 @@ class ContrastiveModel:
         model: `encode_image`, `encode_text` and `logit_scale` of open_clip.
         tokenizer: Texts to token ids, (N, context length) int64.
         config: open_clip's `model_cfg`: the architecture.
-        preprocess: How a picture becomes the tower's input; `resize_mode` longest keeps all of it and its shape.
-        image_ops: Applied when an image is read, see `imagery.load_picture`; the same in training and evaluation.
+        preprocess, image_ops: See [`Pictures`].
     """
 
     model: nn.Module
@@ -51,7 +80,7 @@ class ContrastiveModel:
     image_ops: list[str]
 
     def __post_init__(self) -> None:
-        self.to_tensor = image_transform_v2(self.preprocess, is_train=False)
+        self.pictures = Pictures(self.preprocess, self.image_ops)
 
     @property
     def captions(self) -> bool:
@@ -64,16 +93,12 @@ class ContrastiveModel:
         return self.model.logit_scale.device
 
     def picture(self, image: Image.Image) -> torch.Tensor:
-        """An RGB picture as the tower's input, (3, H, W) float32: resized, padded with black, standardised."""
-        return self.to_tensor(image)
+        """See [`Pictures.to_tensor`]."""
+        return self.pictures.to_tensor(image)
 
-    def read(self, path: Path, rng: np.random.Generator | None = None) -> torch.Tensor:
-        """An image file as the tower's input, see [`picture`]; with `rng` the augmenting operations are applied.
-
-        Raises:
-            UnreadableImageError: It cannot be read.
-        """
-        return self.picture(load_picture(path, self.image_ops, rng))
+    def read(self, path: Path) -> torch.Tensor:
+        """See [`Pictures.read`]."""
+        return self.pictures.read(path)
 
 
 def load_model(
@@ -102,7 +127,7 @@ def load_model(
         if not (folder / CONFIG).is_file():
             raise InputError(f"model {folder}: holds no {CONFIG}; give a folder written by recipes/sarclip.py")
         if weights:
-            raise InputError(f"weights {weights}: the model {folder} has its own; name an architecture instead")
+            raise InputError(f"pretrained {weights}: the model {folder} has its own; name an architecture instead")
         source, weights = f"local-dir:{folder}", find_weights(folder)
     else:
         known = open_clip.list_models()
@@ -111,7 +136,7 @@ def load_model(
             way_out = nearest(source, known, "or give a folder, or hf-hub:OWNER/NAME")
             raise InputError(f"model {name}: no folder, and no architecture of that name; {way_out}")
         if weights and not Path(weights).is_file():
-            raise InputError(f"weights {weights}: no such file")
+            raise InputError(f"pretrained {weights}: no such file")
     config = read_config(source)
     logging.disable(logging.WARNING)  # open_clip warns of weights that are filled in below
     try:
@@ -160,15 +185,15 @@ def _fill(model: nn.Module, name: str, weights: Path) -> None:
         open_clip.load_checkpoint(model, str(weights), weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"weights {weights}: holds more than tensors, which is not unpickled here (OpenAI's TorchScript files are "
-            "such); convert it to safetensors where you trust it"
+            f"pretrained {weights}: holds more than tensors, which is not unpickled here (OpenAI's TorchScript files "
+            "do); convert it to safetensors where you trust it"
         ) from error
     except (SafetensorError, OSError, EOFError) as error:
-        raise InputError(f"weights {weights}: cannot be read ({error})") from error
+        raise InputError(f"pretrained {weights}: cannot be read ({error})") from error
     except RuntimeError as error:
         found = _differences(model, weights)
         raise InputError(
-            f"weights {weights}: are not of the architecture {name}: {found or str(error).splitlines()[0]}"
+            f"pretrained {weights}: are not of the architecture {name}: {found or str(error).splitlines()[0]}"
         ) from error
 
 
@@ -187,6 +212,17 @@ def _differences(model: nn.Module, weights: Path) -> str:
     told += [f"{len(missing)} are missing, such as {missing[0]}"] if missing else []
     told += [f"{len(foreign)} belong elsewhere, such as {foreign[0]}"] if foreign else []
     return "; ".join(told)
+
+
+def model_fingerprint(name: str, weights: str | None) -> str:
+    """Tells a model from any other, see `fingerprints`; of an architecture its name and the hash of the weights."""
+    if name.startswith(HUB):
+        return base_fingerprint(name.removeprefix(HUB))
+    if Path(name).is_dir():
+        return base_fingerprint(name)
+    if weights and not Path(weights).is_file():
+        raise InputError(f"pretrained {weights}: no such file")
+    return f"{name}+{file_hash(Path(weights)) if weights else 'random'}"
 
 
 def save_model(saved: ContrastiveModel, folder: Path) -> None:

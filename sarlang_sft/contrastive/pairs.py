@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from sarlang_sft.errors import InputError
 from sarlang_sft.image_files import path_inside
-from sarlang_sft.records import SCHEMA, check_not_in_shards, flatten_dialogues, image_root_of, open_split
+from sarlang_sft.records import SCHEMA, SPLITS, check_not_in_shards, flatten_dialogues, image_root_of, open_split
 from sarlang_sft.scoring.predictions import CAPTION_TASK
 
 CSV_COLUMNS = ("imgpath", "caption")  # of SARVLM-1M
@@ -70,6 +70,26 @@ class Pairs:
         some = np.flatnonzero(lengths)
         return self.order[self.starts[some] + rng.integers(0, lengths[some])]
 
+    def among(self, rows: np.ndarray) -> tuple["Pairs", np.ndarray]:
+        """Only the images and texts of the pairs `rows`, with every pair between them.
+
+        Args:
+            rows: (n,) pairs, each once.
+
+        Returns:
+            The pairs, and (n,) which of them `rows` are.
+        """
+        images, texts = np.unique(self.image[rows]), np.unique(self.text[rows])
+        kept = np.flatnonzero(np.isin(self.image, images) & np.isin(self.text, texts))
+        fewer = Pairs(
+            [self.paths[image] for image in images],
+            [self.texts[text] for text in texts],
+            np.searchsorted(images, self.image[kept]),
+            np.searchsorted(texts, self.text[kept]),
+            [self.sources[image] for image in images],
+        )
+        return fewer, np.searchsorted(kept, rows)
+
 
 def make_pairs(paths: Sequence[Path], captions: Sequence[str], sources: Sequence[str]) -> Pairs:
     """Pairs of rows that belong together; equal images and equal texts become one."""
@@ -83,6 +103,16 @@ def make_pairs(paths: Sequence[Path], captions: Sequence[str], sources: Sequence
         np.array([texts[text] for text in captions], np.int64),
         [source_of[path] for path in images],
     )
+
+
+def merge_pairs(parts: Sequence[Pairs]) -> Pairs:
+    """The pairs of all; equal images and equal texts become one."""
+    rows = [
+        (part.paths[image], part.texts[text], part.sources[image])
+        for part in parts
+        for image, text in zip(part.image, part.text, strict=True)
+    ]
+    return make_pairs(*zip(*rows, strict=True))
 
 
 def read_pairs(
@@ -107,12 +137,10 @@ def read_pairs(
     root = image_root_of(data, image_root)
     with open_split(data, split, SCHEMA.names) as file:
         table = file.read(columns=["images", "source", "dialogues"])
-    known = set(table["source"].to_pylist())
+    known = _sources(data)
     for option, names in (("leave_out", leave_out), ("only", only)):
         if wrong := sorted({*names} - known):
-            raise InputError(
-                f"{option} {wrong[0]}: no source of {data} ({split}); it has {', '.join(sorted(map(str, known)))}"
-            )
+            raise InputError(f"{option} {wrong[0]}: no source of {data}; it has {', '.join(sorted(map(str, known)))}")
     if only:
         table = table.filter(pc.is_in(table["source"], pa.array(list(only), pa.string())))
     if leave_out:
@@ -120,6 +148,13 @@ def read_pairs(
     flat = flatten_dialogues(table, ["images", "source"])
     flat = flat.filter(pc.equal(flat["task"], CAPTION_TASK))
     flat = flat.filter(pc.equal(pc.list_value_length(flat["images"]), 1))
+    if not len(flat):
+        chosen = [
+            f"{option} {' '.join(names)}" for option, names in (("leave_out", leave_out), ("only", only)) if names
+        ]
+        way_out = "take in other sources" if chosen else "convert it with captions"
+        with_these = f" with {' and '.join(chosen)}" * bool(chosen)
+        raise InputError(f"data {data}: split {split} has no captions of single images{with_these}; {way_out}")
     if subsets:
         held = set(flat["subset"].unique().to_pylist())
         if wrong := sorted({*subsets} - held):
@@ -127,20 +162,33 @@ def read_pairs(
                 f"subsets {wrong[0]}: {data} ({split}) has no captions of it; it has {', '.join(sorted(held))}"
             )
         flat = flat.filter(pc.is_in(flat["subset"], pa.array(list(subsets), pa.string())))
-    if not len(flat):
-        raise InputError(f"data {data}: split {split} has no captions of single images; convert it with captions")
     captions = [turns[-1]["answer"] for turns in flat["turns"].to_pylist()]
     names = [images[0] for images in flat["images"].to_pylist()]
     inside = {name: path_inside(root, name) for name in dict.fromkeys(names)}
     return make_pairs([inside[name] for name in names], captions, flat["source"].to_pylist())
 
 
+def _sources(data: Path) -> set[str]:
+    """Those of every split: a source may be left out of val that only train has."""
+    found: set[str] = set()
+    for split in SPLITS:
+        if (data / f"{split}.parquet").is_file():
+            with open_split(data, split, ["source"]) as file:
+                found |= set(file.read(columns=["source"])["source"].unique().to_pylist())
+    return found
+
+
 def read_csv_pairs(file: Path, image_root: Path) -> Pairs:
     """The pairs of a comma CSV with the columns `imgpath` and `caption`, as SARVLM-1M publishes its tests.
 
     Raises:
-        InputError: The file has other columns, or no row, or a row without a caption or with a path out of the root.
+        InputError: The file has other columns, or no row, or a row with too many fields, without a caption or with a
+            path out of the root; or there is no such root.
     """
+    if not image_root.is_dir():
+        raise InputError(f"image_root {image_root}: no such folder; give the one that {file}'s paths start from")
+    inside: dict[str, Path] = {}
+    names, captions = [], []
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
@@ -149,14 +197,28 @@ def read_csv_pairs(file: Path, image_root: Path) -> Pairs:
                     f"{file}: has no column `{missing[0]}` but {', '.join(reader.fieldnames or ['none'])}; the header "
                     "must be imgpath,caption, separated by commas"
                 )
-            rows = list(reader)
+            for row in reader:
+                name, caption = row["imgpath"], row["caption"]
+                if None in row:
+                    raise InputError(
+                        f"{file}: line {reader.line_num}: has more fields than the header; a caption with commas must "
+                        "be in double quotes"
+                    )
+                if not (name or "").strip() or not (caption or "").strip():
+                    raise InputError(f"{file}: line {reader.line_num}: the image or the caption is empty")
+                if name not in inside:
+                    inside[name] = _inside(image_root, name, f"{file}: line {reader.line_num}")
+                names.append(name)
+                captions.append(caption)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: is no CSV file in UTF-8 ({error})") from error
-    if not rows:
+    if not names:
         raise InputError(f"{file}: holds no pairs")
-    for number, row in enumerate(rows, 2):
-        if not (row["imgpath"] or "").strip() or not (row["caption"] or "").strip():
-            raise InputError(f"{file}: line {number}: the image or the caption is empty")
-    inside = {row["imgpath"]: path_inside(image_root, row["imgpath"]) for row in rows}
-    paths = [inside[row["imgpath"]] for row in rows]
-    return make_pairs(paths, [row["caption"] for row in rows], [file.stem] * len(rows))
+    return make_pairs([inside[name] for name in names], captions, [file.stem] * len(names))
+
+
+def _inside(root: Path, name: str, place: str) -> Path:
+    try:
+        return path_inside(root, name)
+    except ValueError as error:  # a zero byte is one, too
+        raise InputError(f"{place}: {error}") from error

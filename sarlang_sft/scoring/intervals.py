@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 RESAMPLES = 1000
 
@@ -18,6 +18,20 @@ def share_with_interval(correct: Sequence[bool]) -> dict[str, float]:
     hits = int(sum(correct))
     interval = binomtest(hits, len(correct)).proportion_ci(confidence_level=0.95, method="wilson")
     return {"value": hits / len(correct), "low": float(interval.low), "high": float(interval.high)}
+
+
+def fraction_with_interval(hits: float, of: int) -> dict[str, float]:
+    """[`share_with_interval`] where a hit may count in part, as with its probability.
+
+    Args:
+        hits: Their sum, from 0 to `of`.
+    """
+    share, quantile = hits / of, norm.ppf(0.975)
+    shrink = 1 + quantile**2 / of
+    centre = share + quantile**2 / (2 * of)
+    reach = quantile * np.sqrt(share * (1 - share) / of + quantile**2 / (4 * of**2))
+    low, high = max(0.0, (centre - reach) / shrink), min(1.0, (centre + reach) / shrink)
+    return {"value": share, "low": float(low), "high": float(high)}
 
 
 def mean_with_interval(scores: Sequence[float], images: Sequence[Hashable], seed: int = 0) -> dict[str, float]:

@@ -1,0 +1,155 @@
+"""A contrastive training assembled: the model with its run, its pairs, its trainer, and what is saved at the end."""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import set_seed
+
+from sarlang_sft.bad_images import BAD_IMAGES, forget_bad_images, read_bad_images
+from sarlang_sft.checkpoints import told_what_is_left
+from sarlang_sft.contrastive.arguments import PairDataArguments, PairTrainArguments, Stage
+from sarlang_sft.contrastive.batches import EpochPairs, PairCollator
+from sarlang_sft.contrastive.models import ContrastiveModel, load_model, model_fingerprint, save_model
+from sarlang_sft.contrastive.pairs import Pairs, merge_pairs, read_pairs
+from sarlang_sft.contrastive.trainer import PairRunTrainer, Towers
+from sarlang_sft.contrastive.tuning import count_parameters, tune
+from sarlang_sft.errors import InputError
+from sarlang_sft.loader_workers import start_worker_server
+from sarlang_sft.run_facts import make_facts
+from sarlang_sft.run_files import FINISHED
+from sarlang_sft.runs import Run, enter_run
+from sarlang_sft.tracking import add_tracker
+from sarlang_sft.training import leave_if_stopped
+
+ADAPTER = "adapter"  # in the output folder
+
+
+def train_stage(stage: Stage) -> None:
+    """Train a stage, or the rest of it; nothing if it is finished.
+
+    Ends the program with exit code 75 if it was stopped on request.
+
+    Raises:
+        InputError: The model, the data or the options cannot be used.
+    """
+    model, tuning, data, training = stage.model, stage.tuning, stage.data, stage.training
+    base = model_fingerprint(model.model_name_or_path, model.pretrained)
+    options = {**asdict(model), **asdict(tuning), **asdict(data), **training.to_dict()}
+    run = enter_run(make_facts(options, base, data.sources(), training), training)
+    if run is None:
+        return
+    pairs = read_split(data, "train")
+    check_batch(pairs, data, training)
+    set_seed(training.seed)  # of random weights, and of adapters
+    contrastive = load_model(
+        model.model_name_or_path,
+        model.pretrained,
+        image_size=model.image_size,
+        resize_mode=model.resize_mode,
+        image_ops=data.image_ops,
+    )
+    check_captions(contrastive, model.model_name_or_path, training)
+    adapters = tune(contrastive, tuning)
+    trainer = build_trainer(contrastive, pairs, data, training, run)
+    result = trainer.train()
+    leave_if_stopped(trainer)
+    save_result(trainer, adapters, result.metrics)
+
+
+def read_split(data: PairDataArguments, split: str) -> Pairs:
+    """The pairs of a split of all data folders."""
+    return merge_pairs(
+        [
+            read_pairs(source.folder, split, source.image_root, source.subsets, source.leave_out, source.only)
+            for source in data.sources()
+        ]
+    )
+
+
+def check_batch(pairs: Pairs, data: PairDataArguments, training: PairTrainArguments) -> None:
+    """Print what an epoch holds; raises [`InputError`] if that is less than one batch."""
+    epoch = len(pairs) if data.captions == "all" else len(pairs.paths)
+    batch = training.per_device_train_batch_size * training.world_size
+    if epoch < batch:
+        raise InputError(
+            f"per_device_train_batch_size {training.per_device_train_batch_size} on {training.world_size} ranks: an "
+            f"epoch has {epoch:,} pairs (captions: {data.captions}), less than one batch of {batch:,}"
+        )
+    if training.process_index == 0:
+        sources = sorted({*pairs.sources})
+        print(
+            f"train: {len(pairs.paths):,} images, {len(pairs.texts):,} different captions, {len(pairs):,} pairs of "
+            f"{', '.join(sources)}; an epoch has {epoch // batch:,} batches of {batch:,}, and {epoch % batch:,} pairs "
+            "are left out of it",
+            flush=True,
+        )
+
+
+def check_captions(contrastive: ContrastiveModel, name: str, training: PairTrainArguments) -> None:
+    """Raise [`InputError`] unless the model has what the losses are about."""
+    if training.caption_loss_weight and not contrastive.captions:
+        raise InputError(f"model {name}: writes no captions; choose a CoCa, such as coca_ViT-L-14 or sar-coca-tiny")
+    if contrastive.captions and not training.caption_loss_weight:
+        raise InputError(f"model {name}: is a CoCa, whose decoder would not learn; use recipes/sarcap.py")
+    if contrastive.model.logit_bias is not None:
+        raise InputError(f"model {name}: has a bias of SigLIP's loss, which is not trained here; choose a CLIP")
+
+
+def build_trainer(
+    contrastive: ContrastiveModel, pairs: Pairs, data: PairDataArguments, training: PairTrainArguments, run: Run
+) -> PairRunTrainer:
+    """The trainer of a run; prints what trains. A run that begins counts unreadable images anew."""
+    if run.checkpoint is None and run.ranks.first:
+        forget_bad_images(run.folder)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if training.dataloader_num_workers:
+        start_worker_server()
+    trainer = PairRunTrainer(
+        model=Towers(contrastive.model),
+        args=training,
+        data_collator=PairCollator(contrastive, pairs, run.folder, data.max_bad_images),
+        train_dataset=EpochPairs(pairs, data.captions, training.seed),
+    )
+    val = read_split(data, "val") if training.eval_strategy != "no" else None
+    trainer.give(contrastive, pairs, val)
+    if trainer.is_world_process_zero():
+        print(count_parameters(contrastive.model), flush=True)
+    tracker = add_tracker(trainer, run.id, run.facts, run.cut_off)
+    trainer.join(run, data.image_ops, tracker)
+    return trainer
+
+
+def save_result(trainer: PairRunTrainer, adapters: PeftModel | None, metrics: dict[str, float]) -> None:
+    """Write the model, adapters merged, and the adapters in a folder beside it; every file gets its place at the end.
+
+    Raises:
+        CannotWriteError: They could not be written.
+        InputError: The weights are no numbers.
+    """
+    trainer.check_weights()
+    out = Path(trainer.args.output_dir)
+    part = out / ".result.part"
+    with told_what_is_left(out, "the result"):
+        if trainer.is_world_process_zero():
+            shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here
+            if adapters is not None:
+                adapters.save_pretrained(part / ADAPTER)
+                shutil.rmtree(out / ADAPTER, ignore_errors=True)
+                adapters.merge_and_unload()
+            save_model(trainer.contrastive, part)
+            for path in part.iterdir():
+                os.replace(path, out / path.name)
+            part.rmdir()
+        metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
+        metrics["bad_images"] = len(read_bad_images(out))
+        trainer.save_metrics("train", metrics)
+        trainer.save_state()
+        trainer.run.leave(FINISHED)
+    if trainer.is_world_process_zero():
+        if metrics["bad_images"]:
+            print(f"Left out {metrics['bad_images']} images that cannot be read, see {out / BAD_IMAGES}", flush=True)
+        print(f"Done: {out}", flush=True)
+    trainer.run.ranks.wait()  # a launcher may end whoever still writes a while after the others have left
