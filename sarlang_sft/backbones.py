@@ -110,13 +110,23 @@ def smart_resized(processor: ProcessorMixin, width: int, height: int) -> Frame:
     return Frame.of(width, height).resized(size[1], size[0])
 
 
-def central_square(processor: ProcessorMixin, width: int, height: int) -> Frame:
-    """LLaVA-1.5: the short side resized, the ends of the long side cut off."""
-    side, crop = processor.image_processor.size["shortest_edge"], processor.image_processor.crop_size
-    long = max(width, height) * side // min(width, height)
-    size = (side, long) if width <= height else (long, side)
-    resized = Frame.of(width, height).resized(*size)
-    return resized.centred(crop["width"], crop["height"])
+def square(processor: ProcessorMixin, width: int, height: int) -> Frame:
+    """LLaVA-1.5: resized as its processor is told, then cut to the tower's square, or padded to it.
+
+    Released models resize the short side and lose the ends of the long one; recipes/put_tower.py also writes
+    processors that squash an image, or keep it whole.
+    """
+    wanted, crop = processor.image_processor.size, processor.image_processor.crop_size
+    if "height" in wanted:
+        size = (wanted["width"], wanted["height"])
+    elif "max_height" in wanted:
+        scale = min(wanted["max_height"] / height, wanted["max_width"] / width)
+        size = (int(width * scale), int(height * scale))
+    else:
+        side = wanted["shortest_edge"]
+        long = max(width, height) * side // min(width, height)
+        size = (side, long) if width <= height else (long, side)
+    return Frame.of(width, height).resized(*size).centred(crop["width"], crop["height"])
 
 
 def whole_image(processor: ProcessorMixin, width: int, height: int) -> Frame:
@@ -206,7 +216,7 @@ BACKBONES = {
         training_templates=templates.LLAVA,
         image_token="<image>",
         box_convention=boxes.FRACTIONS,
-        frame=central_square,
+        frame=square,
         views=views.one_picture,
         patches_per_image_token=1,
         positions=text_positions,

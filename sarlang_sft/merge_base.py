@@ -40,15 +40,18 @@ class Base:
         return build_skeleton(str(self.folder), self.backbone)
 
 
-def open_base(base: str) -> Base:
+def open_base(base: str, quantised: str = NOT_QUANTISED) -> Base:
     """The base model from its folder or the hub.
+
+    Args:
+        quantised: What to say of one that is stored quantised.
 
     Raises:
         InputError: It cannot be found, its family is not supported, it is stored quantised, or a file is missing or
             not whole.
     """
     if not Path(base).is_dir() and QUANTISED_NAME.search(base):
-        raise InputError(f"--base {base}: is stored quantised, by its name: {NOT_QUANTISED}")
+        raise InputError(f"--base {base}: is stored quantised, by its name: {quantised}")
     backbone = find_backbone(base)
     folder = Path(base)
     if not folder.is_dir():
@@ -58,7 +61,7 @@ def open_base(base: str) -> Base:
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
             raise InputError(f"--base {base}: cannot be fetched ({error})") from error
     if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        raise InputError(f"--base {base}: is stored quantised (quantization_config): {NOT_QUANTISED}")
+        raise InputError(f"--base {base}: is stored quantised (quantization_config): {quantised}")
     return Base(base, folder, backbone, read_checkpoint(folder), base_fingerprint(base))
 
 

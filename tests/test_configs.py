@@ -23,6 +23,7 @@ FAMILIES = {
     "llava-hf/llava-1.5": "llava",
     "llava-hf/llava-v1.6": "llava_next",
     "llava-hf/llava-onevision": "llava_onevision",
+    "runs/llava_sarclip": "llava",  # of recipes/put_tower.py
 }
 WANTED = [
     "qwen2_vl_7b_lora",
@@ -37,6 +38,8 @@ WANTED = [
     "llava_1_5_13b_lora",
     "llava_next_7b_lora",
     "llava_onevision_7b_lora",
+    "llava_sarclip_projector",
+    "llava_sarclip_lora",
     "paper/qwen2_vl_7b",
     "paper/qwen2_5_vl_7b",
     "paper/qwen2_5_vl_3b",
@@ -110,7 +113,8 @@ def test_header_says_what_it_is_and_how_to_run_it(config: Path, tinies: dict[str
     for prefix, family in FAMILIES.items():
         if model.model_name_or_path.startswith(prefix):
             assert find_backbone(str(tinies[family])).recipes == recipe.split("_")[0]
-            assert model.dtype == ("float32" if recipe.endswith("_full") else "bfloat16") and training.bf16
+            trains_language_model = tuning.modes()["language_model"] == "full"
+            assert model.dtype == ("float32" if trains_language_model else "bfloat16") and training.bf16
             assert family.startswith("qwen") == (data.max_pixels is not None)
 
 

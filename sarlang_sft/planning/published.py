@@ -126,8 +126,15 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Folders that a configuration's header says how to make, planned for before they are there: LLaVA-1.5-7B with the
+# tower of a SARCLIP ViT-L-14 (recipes/put_tower.py), and the same with its projector trained.
+_SARCLIP_LARGE = _CLIP_LARGE | {"image_size": 224, "hidden_act": "gelu"}
+_LLAVA_SARCLIP = ("llava", {"text_config": _VICUNA_7B, "vision_config": _SARCLIP_LARGE, "image_seq_length": 256})
+MADE = {"runs/llava_sarclip_base": _LLAVA_SARCLIP, "runs/llava_sarclip_projector": _LLAVA_SARCLIP}
+
 _PATCHES_OF_14 = {"patch_size": 14, "merge_size": 2, "size": {"shortest_edge": 3136, "longest_edge": 12845056}}
 _SQUARE = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+_WHOLE = {"size": {"max_height": 224, "max_width": 224}, "crop_size": {"height": 224, "width": 224}}
 # What a family's released image processors are told, and what its processors know of them.
 _IMAGES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "qwen2_vl": (_PATCHES_OF_14, {}),
@@ -146,13 +153,13 @@ _IMAGES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 
 
 def published_config(name: str) -> PretrainedConfig:
-    """The configuration of a model in `PUBLISHED`."""
-    family, sizes = PUBLISHED[name]
+    """The configuration of a model in `PUBLISHED` or `MADE`."""
+    family, sizes = {**PUBLISHED, **MADE}[name]
     return AutoConfig.for_model(family, dtype="bfloat16", **sizes)
 
 
 def find_architecture(model: ModelArguments, texts: list[str], max_pixels: int | None) -> Architecture:
-    """The model to plan for: a folder, one in `PUBLISHED`, or the tiny one that a demo's configuration makes.
+    """The model to plan for: a folder, one in `PUBLISHED` or `MADE`, or the tiny one that a demo makes.
 
     Args:
         texts: Of the dialogues to plan for; a tokenizer is trained on them where the model's own is not at hand.
@@ -161,10 +168,11 @@ def find_architecture(model: ModelArguments, texts: list[str], max_pixels: int |
         InputError: It is none of these, or the hub cannot give its configuration and processor.
     """
     name = model.model_name_or_path
-    if name in PUBLISHED:
-        family = PUBLISHED[name][0]
+    made = name in MADE and not Path(name).exists()
+    if name in PUBLISHED or made:
+        family = (MADE if made else PUBLISHED)[name][0]
         _, processor = _tiny(family, texts)
-        images, known = _IMAGES[family]
+        images, known = (_WHOLE, {"patch_size": 14}) if made else _IMAGES[family]
         processor.image_processor = type(processor.image_processor)(**images)
         vars(processor).update(known)
         limit_pixels(processor, max_pixels)
