@@ -1,6 +1,7 @@
-"""Put the vision tower of a SARCLIP into a LLaVA-1.5, for instruction tuning on radar images.
+r"""Put the vision tower of a SARCLIP into a LLaVA-1.5, for instruction tuning on radar images.
 
-    python recipes/put_tower.py --tower runs/sarclip_vit_l_14 --base llava-hf/llava-1.5-7b-hf --out runs/llava_sarclip_base
+    python recipes/put_tower.py --tower runs/sarclip_vit_l_14 --base llava-hf/llava-1.5-7b-hf \
+        --out runs/llava_sarclip_base
     torchrun --nproc_per_node 8 recipes/llava_full.py --config recipes/configs/llava_sarclip_projector.yaml
     torchrun --nproc_per_node 8 recipes/llava_lora.py --config recipes/configs/llava_sarclip_lora.yaml
 
