@@ -58,7 +58,6 @@ def two_stages(work: Path, data: Path | None, steps: int) -> dict[str, dict[str,
         "two stages": {**sar, "stages": [optical, {"name": "sar", "max_steps": steps}]},
         "SAR alone, as many steps on SAR": {**sar, "max_steps": steps},
         "SAR alone, as many steps in all": {**sar, "max_steps": 3 * steps},
-        "optical alone": {**sar, "stages": [optical]},
     }
 
 
@@ -82,11 +81,15 @@ def learn(config: dict[str, Any], seed: int, folder: Path, test: Path) -> dict[s
     start = time.perf_counter()
     run("recipes/sarclip.py", "--config", folder / "config.yaml")
     seconds = time.perf_counter() - start
-    model = folder / "model" / (config["stages"][-1]["name"] if "stages" in config else "")
-    out = folder / "retrieval.json"
-    run("eval/retrieval.py", "--model", model, "--data", test, "--split", "test", "--out", out)
-    content = json.loads(out.read_text())
-    return {"seconds": seconds, "figures": content["figures"], "chance": content["chance"]["MeanRecall"]}
+    stages = {}
+    for stage in config.get("stages", [{"name": ""}]):
+        out = folder / f"retrieval{stage['name']}.json"
+        model = folder / "model" / stage["name"]
+        run("eval/retrieval.py", "--model", model, "--data", test, "--split", "test", "--out", out)
+        content = json.loads(out.read_text())
+        stages[stage["name"]] = content["figures"]["MeanRecall"]["value"]
+    chance = content["chance"]["MeanRecall"]
+    return {"seconds": seconds, "figures": content["figures"], "after_stages": stages, "chance": chance}
 
 
 def main() -> None:
@@ -121,6 +124,8 @@ def main() -> None:
             for figure in (one["figures"]["MeanRecall"] for one in of_name)
         )
         print(f"{name:34} {100 * summary[name]['mean']:.1f}: {intervals}")
+        for stage in list(of_name[0]["after_stages"])[:-1]:
+            print(f"  after {stage:26} {100 * np.mean([one['after_stages'][stage] for one in of_name]):.1f}")
     print(f"{'chance':34} {100 * of_name[0]['chance']:.1f}")
     result = {"hardware": f"{setting.hardware()}, one core a run", "versions": setting.versions()}
     setting.write_result(options.out, {**result, "steps": options.steps, "mean_recall": summary})

@@ -219,7 +219,7 @@ def localization_row(found: Localised) -> dict[str, Any]:
 
 
 def localization_figures(rows: Sequence[dict[str, Any]], annotations: Annotations) -> dict[str, Figure]:
-    """Means over queries with bootstrap intervals over images; of all but `ras`, higher is better.
+    """Means over queries with bootstrap intervals over images, if there are several; higher is better but for `ras`.
 
     Raises:
         InputError: There is no row, because all queries were left out.
@@ -230,7 +230,8 @@ def localization_figures(rows: Sequence[dict[str, Any]], annotations: Annotation
             f"annotations: all {len(annotations.left_out)} queries are left out; query {number}: {reason}"
         )
     images = [row["image"] for row in rows]
-    return {name: mean_with_interval([row[name] for row in rows], images) for name in FIGURES}
+    found = {name: mean_with_interval([row[name] for row in rows], images) for name in FIGURES}
+    return found if len({*images}) > 1 else {name: {"value": one["value"]} for name, one in found.items()}
 
 
 def show_left_out(annotations: Annotations) -> str:
