@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,7 +161,8 @@ def load_model(
     if image_ops is None:
         image_ops = load_ops(folder) if folder.is_dir() else []
     tokenizer = open_clip.get_tokenizer(source)
-    preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+    of_json = {key: tuple(one) if isinstance(one, list) else one for key, one in model.visual.preprocess_cfg.items()}
+    preprocess = PreprocessCfg(**of_json)
     return ContrastiveModel(model.to(device).eval(), tokenizer, config, preprocess, image_ops)
 
 
@@ -181,30 +183,38 @@ def find_weights(folder: Path) -> str:
 
 
 def _fill(model: nn.Module, name: str, weights: Path) -> None:
+    held = _read_weights(weights)
     try:
         open_clip.load_checkpoint(model, str(weights), weights_only=True)
+    except (RuntimeError, AssertionError, KeyError) as error:  # its converters assert
+        found = other_shapes(held, model.state_dict())
+        raise InputError(f"weights {weights}: are not of the architecture {name}: {found or error}") from error
+    now = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    for key, value in held.items():
+        if key in now and now[key] != tuple(value.shape) and value.numel() > 1:
+            print(f"{weights}: {key} was resized from {tuple(value.shape)} to {now[key]}", flush=True)
+
+
+def _read_weights(weights: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file; raises [`InputError`] if it cannot be read without unpickling."""
+    if zipfile.is_zipfile(weights):
+        with zipfile.ZipFile(weights) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise InputError(
+                    f"weights {weights}: is a TorchScript program, which is not run here (OpenAI's files are such); "
+                    "convert it to safetensors where you trust it"
+                )
+    try:
+        held = open_clip.factory.load_state_dict(str(weights), weights_only=True)
+        return {key: value for key, value in held.items() if isinstance(value, torch.Tensor)}
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"weights {weights}: holds more than tensors, which is not unpickled here (OpenAI's TorchScript files "
-            "do); convert it to safetensors where you trust it"
+            f"weights {weights}: holds more than tensors, which is not unpickled here; convert it to safetensors "
+            "where you trust it"
         ) from error
-    except (SafetensorError, OSError, EOFError) as error:
-        raise InputError(f"weights {weights}: cannot be read ({error})") from error
-    except RuntimeError as error:
-        found = _differences(model, weights)
-        raise InputError(
-            f"weights {weights}: are not of the architecture {name}: {found or str(error).splitlines()[0]}"
-        ) from error
-
-
-def _differences(model: nn.Module, weights: Path) -> str:
-    """The first tensors that are of another shape, or missing, or too many."""
-    try:
-        held = open_clip.factory.load_state_dict(str(weights))
-    except RuntimeError:  # it is no archive of PyTorch
-        return ""
-    held = {key: value for key, value in held.items() if isinstance(value, torch.Tensor)}
-    return other_shapes(held, model.state_dict())
+    except (SafetensorError, OSError, EOFError, RuntimeError, StopIteration, AttributeError) as error:
+        first = (str(error) or "it is empty").splitlines()[0]
+        raise InputError(f"weights {weights}: cannot be read ({first})") from error
 
 
 def other_shapes(state: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor]) -> str:
