@@ -1,7 +1,7 @@
 """What two stages, and true pairs that are no negatives, are worth to a small SARCLIP: each over three seeds.
 
     python benchmarks/contrastive.py two_stages --work outputs/two_stages --out benchmarks/results/cpu_two_stages.json
-    python benchmarks/contrastive.py negatives --work outputs/negatives --data outputs/mstar/data \
+    python benchmarks/contrastive.py negatives --work outputs/negatives --data outputs/sarclip_mstar/data \
         --out benchmarks/results/cpu_negatives.json
 
 `two_stages`: many simulated scenes as optical pictures, few other ones as SAR. A model that learns the optical ones

@@ -43,6 +43,28 @@ def test_real_mstar_chips_are_told_apart(real_data: Path) -> None:
     assert json.loads((ROOT / out / "scores.json").read_text())["overall"]["value"] >= 0.80
 
 
+def test_the_contrastive_demo_goes_from_optical_to_radar() -> None:
+    subprocess.run(["make", "demo-sarclip"], cwd=ROOT, check=True)
+    out = ROOT / "outputs/demo_sarclip"
+    before, after = (json.loads((out / f"retrieval_{stage}.json").read_text()) for stage in ("optical", "sar"))
+    assert after["figures"]["MeanRecall"]["low"] > 0.3 + before["figures"]["MeanRecall"]["high"]
+    assert (out / "gallery.png").is_file() and (out / "ensemble/frontier.png").is_file()
+
+
+def test_a_contrastive_model_learns_real_mstar_chips_by_their_captions(real_data: Path) -> None:
+    chips, out = real_data / "mstar10", ROOT / "outputs/sarclip_mstar"
+    shutil.rmtree(out, ignore_errors=True)
+    run_script("data_prep/convert_folders.py", "--root", chips, "--source", "MSTAR", "--out", out / "data")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    run_script(*torchrun, "recipes/sarclip.py", "--config", "recipes/configs/sarclip_mstar.yaml")
+    model = ["--model", out / "model"]
+    run_script("eval/zero_shot.py", *model, "--root", chips / "test", "--out", out / "zero_shot.json")
+    chips_of = ["--train", chips / "train", "--test", chips / "test"]
+    run_script("eval/linear_probe.py", *model, *chips_of, "--out", out / "linear_probe.json")
+    for name, least in (("zero_shot", 0.85), ("linear_probe", 0.92)):
+        assert json.loads((out / f"{name}.json").read_text())["figures"]["top1"]["value"] >= least
+
+
 def test_texts_built_from_real_boxes_teach_to_see(real_data: Path, tmp_path: Path) -> None:
     words = ["--scenes", real_data / "mstar_scenes", "--work", tmp_path / "work", "--out", tmp_path / "result.json"]
     subprocess.run([sys.executable, "benchmarks/mstar_scenes.py", *map(str, words)], cwd=ROOT, check=True)
