@@ -14,12 +14,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.beam_search import DecodingArguments
 from sarlang_sft.contrastive.captioning import caption_to_file, check_captioner
-from sarlang_sft.contrastive.models import load_model
+from sarlang_sft.contrastive.model_choice import ModelChoice
 from sarlang_sft.errors import InputError, exit_on_bad_input
 from sarlang_sft.eval_questions import read_questions
 from sarlang_sft.fingerprints import base_fingerprint
@@ -34,10 +32,8 @@ from sarlang_sft.signals import leave_at_once
 class CaptionArguments:
     """What to caption with what."""
 
-    model: str = field(metadata={"help": "Folder of a CoCa, hf-hub:OWNER/NAME, or an architecture of open_clip."})
     data: str = field(metadata={"help": "Data folder, or the URL of one in shards (docs/scale.md)."})
     out: str = field(metadata={"help": "Folder for predictions.jsonl."})
-    weights: str | None = field(default=None, metadata={"help": "File of weights, if the model is an architecture."})
     split: str = field(default="test", metadata={"help": "train, val or test."})
     image_root: str | None = field(
         default=None, metadata={"help": "Folder of the images; default: the data folder's."}
@@ -46,23 +42,23 @@ class CaptionArguments:
     limit: int | None = field(default=None, metadata={"help": "Only the first N captions."})
     name: str = field(default="predictions", metadata={"help": "Name of the file, without .jsonl."})
     batch_size: int = field(default=32, metadata={"help": "Images captioned together."})
-    device: str | None = field(default=None, metadata={"help": "cpu or cuda; default: cuda where there is one."})
 
 
 def main() -> None:
-    args, decoding = parse_arguments([CaptionArguments, DecodingArguments], __doc__)
+    choice, args, decoding = parse_arguments([ModelChoice, CaptionArguments, DecodingArguments], __doc__)
     if min(args.batch_size, 1 if args.limit is None else args.limit) < 1:
         raise InputError("--batch_size and --limit must be at least 1")
     leave_at_once(lambda: None)
     data, path = data_folder(args.data), Path(args.out) / f"{args.name}.jsonl"
     image_root = image_root_of(data, args.image_root)
     questions = read_questions(data, args.split, args.subsets, [CAPTION_TASK], args.limit)
-    model = load_model(args.model, args.weights, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = choice.load()
     check_captioner(model)
-    settings = {name: vars(args)[name] for name in ("model", "weights", "data", "image_root", "split")}
+    settings = {name: vars(args)[name] for name in ("data", "image_root", "split")}
+    settings |= {"model": choice.model, "weights": choice.weights, "resize_mode": model.preprocess.resize_mode}
     settings |= vars(decoding) | {
-        "model_fingerprint": base_fingerprint(args.model) if Path(args.model).is_dir() else None,
-        "weights_hash": file_hash(Path(args.weights)) if args.weights else None,
+        "model_fingerprint": base_fingerprint(choice.model) if Path(choice.model).is_dir() else None,
+        "weights_hash": file_hash(Path(choice.weights)) if choice.weights else None,
         "questions": file_hash(data / f"{args.split}.parquet"),
         "image_ops": model.image_ops,
     }

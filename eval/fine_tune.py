@@ -10,12 +10,10 @@ operations are those of the model's own --image_ops, and those given here: they 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.class_folder import check_same_classes, read_class_folder
 from sarlang_sft.contrastive.fine_tuning import Schedule, fine_tuned
-from sarlang_sft.contrastive.models import load_model
+from sarlang_sft.contrastive.model_choice import ModelChoice
 from sarlang_sft.contrastive.recognition import draw_confusion, show_recognition, training_protocol, write_recognition
 from sarlang_sft.contrastive.results import show_figures
 from sarlang_sft.errors import exit_on_bad_input
@@ -26,16 +24,9 @@ from sarlang_sft.whole_output import check_file
 class FineTuneArguments:
     """What to train, on what, and how."""
 
-    model: str = field(metadata={"help": "A model's folder, or an architecture of open_clip."})
     train: str = field(metadata={"help": "Folder with one folder of images per class, to train on."})
     test: str = field(metadata={"help": "The same classes with other images, to score on."})
     out: str = field(metadata={"help": "The JSON file to write the figures to."})
-    weights: str | None = field(
-        default=None, metadata={"help": "A file of weights, where --model is an architecture."}
-    )
-    image_ops: list[str] | None = field(
-        default=None, metadata={"help": "Instead of the model's own, such as `shift:4` to augment; default: its own."}
-    )
     shots: int | None = field(default=None, metadata={"help": "Train on so many images of every class."})
     seeds: list[int] = field(
         default_factory=lambda: [0], metadata={"help": "One training for each: head, order, shots and augmentation."}
@@ -45,7 +36,6 @@ class FineTuneArguments:
     weight_decay: float = field(default=0.05, metadata={"help": "Of AdamW."})
     batch_size: int = field(default=32, metadata={"help": "Images at a time."})
     confusion: str | None = field(default=None, metadata={"help": "Also draw what is taken for what: a PNG file."})
-    device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to compute."})
 
     def __post_init__(self) -> None:
         if not self.seeds or len({*self.seeds}) < len(self.seeds) or min(self.seeds) < 0:
@@ -55,7 +45,7 @@ class FineTuneArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments([FineTuneArguments], __doc__)
+    choice, args = parse_arguments([ModelChoice, FineTuneArguments], __doc__)
     out = Path(args.out)
     check_file(out)
     schedule = Schedule(args.epochs, args.learning_rate, args.weight_decay, args.batch_size)
@@ -64,11 +54,10 @@ def main() -> None:
         read_class_folder(Path(args.test), option="--test"),
     )
     check_same_classes(train, test)
-    model = load_model(args.model, args.weights, args.device, image_ops=args.image_ops)
+    model = choice.load()
     runs, trained = fine_tuned(model, train, test, args.shots, args.seeds, schedule)
-    name = f"{args.model} ({args.weights})" if args.weights else args.model
     protocol = training_protocol(args.shots, args.seeds)
-    figures = write_recognition(out, "fine_tuned", protocol, name, test, runs, trained)
+    figures = write_recognition(out, "fine_tuned", protocol, choice.name, test, runs, trained)
     print(show_figures(figures))
     print(show_recognition(figures))
     if args.confusion:

@@ -11,12 +11,10 @@ The weight of L2 is chosen on a part of the training images, never on the test. 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.class_folder import check_same_classes, read_class_folder
 from sarlang_sft.contrastive.linear_probe import linear_probe
-from sarlang_sft.contrastive.models import load_model
+from sarlang_sft.contrastive.model_choice import ModelChoice
 from sarlang_sft.contrastive.recognition import draw_confusion, show_recognition, training_protocol, write_recognition
 from sarlang_sft.contrastive.results import show_figures
 from sarlang_sft.errors import exit_on_bad_input
@@ -27,13 +25,9 @@ from sarlang_sft.whole_output import check_file
 class ProbeArguments:
     """What to probe, and on what."""
 
-    model: str = field(metadata={"help": "A model's folder, or an architecture of open_clip."})
     train: str = field(metadata={"help": "Folder with one folder of images per class, to fit on."})
     test: str = field(metadata={"help": "The same classes with other images, to score on."})
     out: str = field(metadata={"help": "The JSON file to write the figures to."})
-    weights: str | None = field(
-        default=None, metadata={"help": "A file of weights, where --model is an architecture."}
-    )
     shots: int | None = field(
         default=None,
         metadata={"help": "Fit on so many images of every class; L2 is chosen on as many others, at most 4."},
@@ -43,7 +37,6 @@ class ProbeArguments:
     )
     confusion: str | None = field(default=None, metadata={"help": "Also draw what is taken for what: a PNG file."})
     batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to compute."})
 
     def __post_init__(self) -> None:
         if not self.seeds or len({*self.seeds}) < len(self.seeds) or min(self.seeds) < 0:
@@ -53,7 +46,7 @@ class ProbeArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments([ProbeArguments], __doc__)
+    choice, args = parse_arguments([ModelChoice, ProbeArguments], __doc__)
     out = Path(args.out)
     check_file(out)
     train, test = (
@@ -61,11 +54,10 @@ def main() -> None:
         read_class_folder(Path(args.test), option="--test"),
     )
     check_same_classes(train, test)
-    model = load_model(args.model, args.weights, args.device)
+    model = choice.load()
     runs, chosen = linear_probe(model, train, test, args.shots, args.seeds, args.batch_size)
-    name = f"{args.model} ({args.weights})" if args.weights else args.model
     protocol = training_protocol(args.shots, args.seeds)
-    figures = write_recognition(out, "linear_probe", protocol, name, test, runs, chosen)
+    figures = write_recognition(out, "linear_probe", protocol, choice.name, test, runs, chosen)
     print(show_figures(figures))
     print(show_recognition(figures))
     if args.confusion:

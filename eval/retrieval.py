@@ -16,11 +16,9 @@ are right. See sarlang_sft/contrastive/retrieval.py for ties and intervals.
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.gallery import retrieval_gallery
-from sarlang_sft.contrastive.models import load_model
+from sarlang_sft.contrastive.model_choice import ModelChoice
 from sarlang_sft.contrastive.pairs import read_csv_pairs, read_pairs
 from sarlang_sft.contrastive.retrieval import (
     check_protocol,
@@ -36,9 +34,7 @@ from sarlang_sft.whole_output import check_file
 
 @dataclass
 class RetrievalArguments:
-    model: str = field(metadata={"help": "Folder of a model, an architecture of open_clip, or hf-hub:OWNER/NAME."})
     out: str = field(metadata={"help": "The JSON file to write the figures to."})
-    weights: str | None = field(default=None, metadata={"help": "File of weights for an architecture."})
     data: str | None = field(default=None, metadata={"help": "Data folder whose captions are the texts."})
     split: str = field(default="test", metadata={"help": "Of the data folder: train, val or test."})
     csv: str | None = field(default=None, metadata={"help": "Instead of --data: a CSV with imgpath,caption."})
@@ -55,9 +51,6 @@ class RetrievalArguments:
     seed: int = field(default=0, metadata={"help": "Draws the sample."})
     batch_size: int = field(default=64, metadata={"help": "Images encoded together."})
     gallery: str | None = field(default=None, metadata={"help": "Also write a picture of some queries: a PNG file."})
-    device: str = field(
-        default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "cpu or cuda."}
-    )
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.csv):
@@ -71,7 +64,7 @@ class RetrievalArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments([RetrievalArguments], __doc__)
+    choice, args = parse_arguments([ModelChoice, RetrievalArguments], __doc__)
     check_protocol(args.protocol)
     for path in filter(None, [args.out, args.gallery]):
         check_file(Path(path))
@@ -81,9 +74,9 @@ def main() -> None:
     else:
         pairs = read_pairs(Path(args.data), args.split, args.image_root, args.subsets, args.leave_out, args.only)
     rows = draw_pairs(pairs, args.sample, args.seed)
-    model = load_model(args.model, args.weights, args.device)
+    model = choice.load()
     encoded = encode_pairs(model, pairs, rows, args.batch_size)
-    content = write_retrieval(Path(args.out), args.model, args.protocol, encoded, asdict(args))
+    content = write_retrieval(Path(args.out), choice.name, args.protocol, encoded, asdict(choice) | asdict(args))
     print(show_retrieval(content))
     if args.gallery:
         retrieval_gallery(encoded.pairs, encoded.images, encoded.texts, Path(args.gallery))

@@ -13,12 +13,10 @@ Windows that overlap by half in both directions, which are twice as many:
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.heat_maps import WindowArguments
 from sarlang_sft.contrastive.heat_pictures import heat_picture
-from sarlang_sft.contrastive.models import load_model
+from sarlang_sft.contrastive.model_choice import ModelChoice
 from sarlang_sft.contrastive.results import show_figures, write_figures
 from sarlang_sft.contrastive.semantic_localization import (
     localise,
@@ -37,26 +35,22 @@ from sarlang_sft.whole_output import check_file
 class LocalizationArguments:
     """What to find where."""
 
-    model: str = field(metadata={"help": "Folder of the model, hf-hub:OWNER/NAME, or an architecture of open_clip."})
     annotations: str = field(metadata={"help": "JSON list of queries: jpg_name, caption and points (polygons)."})
     images: str = field(metadata={"help": "Folder of the images."})
     out: str = field(metadata={"help": "The JSON file to write the figures to."})
-    weights: str | None = field(default=None, metadata={"help": "File of weights, if the model is an architecture."})
     heat_maps: str | None = field(
         default=None, metadata={"help": "Also write a picture of every query to this folder."}
     )
     batch_size: int = field(default=64, metadata={"help": "Windows that are encoded together."})
-    device: str | None = field(default=None, metadata={"help": "cpu or cuda; default: cuda where there is one."})
 
 
 def main() -> None:
-    args, windows = parse_arguments([LocalizationArguments, WindowArguments], __doc__)
+    choice, args, windows = parse_arguments([ModelChoice, LocalizationArguments, WindowArguments], __doc__)
     if args.batch_size < 1:
         raise InputError("--batch_size must be at least 1")
     check_file(Path(args.out))
     annotations = read_annotations(Path(args.annotations), Path(args.images))
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(args.model, args.weights, device)
+    model = choice.load()
     similarity = similarity_to(model, [query.caption for query in annotations.queries])
     rows, unreadable, (scale, _) = [], {}, split_scale(model.image_ops)
     for found in localise(annotations, similarity, windows, args.batch_size, unreadable, scale):
@@ -75,7 +69,7 @@ def main() -> None:
         Path(args.out),
         "semantic_localization",
         windows.describe(),
-        args.model,
+        choice.name,
         len(rows),
         unreadable,
         localization_figures(rows, annotations),

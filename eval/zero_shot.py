@@ -15,11 +15,9 @@ The template sets have the sizes of SARVLM's; their wording is this project's ow
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.class_folder import read_class_folder
-from sarlang_sft.contrastive.models import load_model
+from sarlang_sft.contrastive.model_choice import ModelChoice
 from sarlang_sft.contrastive.recognition import draw_confusion, show_recognition, write_recognition
 from sarlang_sft.contrastive.results import show_figures
 from sarlang_sft.contrastive.zero_shot import read_templates, zero_shot
@@ -31,12 +29,8 @@ from sarlang_sft.whole_output import check_file
 class ZeroShotArguments:
     """What to recognise, and with what."""
 
-    model: str = field(metadata={"help": "A model's folder, or an architecture of open_clip."})
     root: str = field(metadata={"help": "Folder with one folder of images per class."})
     out: str = field(metadata={"help": "The JSON file to write the figures to."})
-    weights: str | None = field(
-        default=None, metadata={"help": "A file of weights, where --model is an architecture."}
-    )
     templates: str = field(
         default="sar",
         metadata={
@@ -48,7 +42,6 @@ class ZeroShotArguments:
     )
     confusion: str | None = field(default=None, metadata={"help": "Also draw what is taken for what: a PNG file."})
     batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to compute."})
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -56,16 +49,15 @@ class ZeroShotArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments([ZeroShotArguments], __doc__)
+    choice, args = parse_arguments([ModelChoice, ZeroShotArguments], __doc__)
     out = Path(args.out)
     check_file(out)
     templates = read_templates(args.templates)
     folder = read_class_folder(Path(args.root), Path(args.class_names) if args.class_names else None)
-    model = load_model(args.model, args.weights, args.device)
+    model = choice.load()
     scored = zero_shot(model, folder, templates, args.batch_size)
-    name = f"{args.model} ({args.weights})" if args.weights else args.model
     protocol = f"{len(templates)} templates, {args.templates}"
-    figures = write_recognition(out, "zero_shot", protocol, name, folder, [scored], {"templates": templates})
+    figures = write_recognition(out, "zero_shot", protocol, choice.name, folder, [scored], {"templates": templates})
     print(show_figures(figures))
     print(show_recognition(figures))
     if args.confusion:

@@ -40,6 +40,7 @@ from sarlang_sft.contrastive.ensemble_points import (
 )
 from sarlang_sft.contrastive.ensemble_report import CHOSEN, FRONTIER, write_ensemble
 from sarlang_sft.contrastive.ensembles import load_ingredients
+from sarlang_sft.contrastive.model_choice import check_device
 from sarlang_sft.errors import exit_on_bad_input
 from sarlang_sft.whole_output import check_replaceable
 
@@ -105,6 +106,7 @@ def main() -> None:
         args.average_predictions_of,
         args.choose,
     )
+    check_device(args.device)
     sets = read_roles(args.target, args.out_of_domain, args.test)
     bench = Bench(load_ingredients(plan.models, args.device, args.resize_mode, args.image_ops), sets)
     points = measure_points(bench, plan)

@@ -11,7 +11,7 @@ all that evaluates a SARCLIP takes it, too. docs/sarclip.md has the whole road.
 
 from sarlang_sft.configuration import parse_arguments
 from sarlang_sft.contrastive.arguments import PairDataArguments, PairModelArguments, PairTrainArguments, split_stages
-from sarlang_sft.contrastive.training import train_stage
+from sarlang_sft.contrastive.training import check_stages, train_stage
 from sarlang_sft.contrastive.tuning import PairTuning
 from sarlang_sft.roll_call import ending_together
 
@@ -19,7 +19,9 @@ from sarlang_sft.roll_call import ending_together
 def main() -> None:
     arguments = [PairModelArguments, PairTuning, PairDataArguments, PairTrainArguments]
     model, tuning, data, training = parse_arguments(arguments, __doc__)
-    for stage in split_stages(model, tuning, data, training):
+    stages = split_stages(model, tuning, data, training)
+    check_stages(stages)
+    for stage in stages:
         train_stage(stage)
 
 

@@ -11,6 +11,7 @@ from sarlang_sft.errors import InputError
 from sarlang_sft.records import file_hash
 
 SAMPLED = 1 << 20  # bytes at the start, middle and end of a weight file that stand for all of it
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 MODEL_FILES = re.compile(
     r"(.*config|tokenizer.*|vocab|merges|special_tokens_map|added_tokens|chat_template|.*\.index)\.(json|jinja|txt)"
     r"|.*\.model"
@@ -36,7 +37,7 @@ def base_fingerprint(model_name_or_path: str) -> str:
     for path in sorted(folder.iterdir()):
         if MODEL_FILES.fullmatch(path.name):
             digest.update(f"{path.name}\0{file_hash(path)}\0".encode())
-        elif path.suffix == ".safetensors":
+        elif path.suffix in WEIGHT_SUFFIXES:
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode())
             with open(path, "rb") as file:

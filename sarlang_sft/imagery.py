@@ -20,6 +20,7 @@ from sarlang_sft.whole_output import CannotWriteError
 Scale = Callable[[np.ndarray], np.ndarray]  # of one (H, W) band, as it is stored, to 0-255
 DB_SHARE = 0.01  # of the values below zero: more are taken for dB
 FIXED_DB = (-30.0, 5.0)
+WHITE_SHARE = 0.99  # of the finite values above that: more are another unit
 LARGEST_SIDE = 16_384  # pixels that an operation may make of a side
 OPS_FILE = "image_ops.json"
 
@@ -46,7 +47,10 @@ def read_image(path: Path, scale: Scale | None = None) -> np.ndarray:
     except Exception as error:  # decoders meet broken files with errors of every kind
         raise UnreadableImageError(path, str(error)) from error
     if bands.dtype != np.uint8:
-        bands = np.stack([(scale or _stretch)(band) for band in bands])
+        try:
+            bands = np.stack([(scale or _stretch)(band) for band in bands])
+        except ValueError as error:
+            raise UnreadableImageError(path, str(error)) from error
     order = {1: (0, 0, 0), 2: (0, 1, 0)}.get(len(bands), (0, 1, 2))
     return np.ascontiguousarray(bands[list(order)].transpose(1, 2, 0), dtype=np.float32)
 
@@ -91,6 +95,9 @@ def fixed_scale(band: np.ndarray) -> np.ndarray:
       and towns.
 
     NaN and values without a logarithm become 0.
+
+    Raises:
+        ValueError: Nearly all values are above the range, as amplitudes stored as floats are, or none is finite.
     """
     if np.iscomplexobj(band):
         band = np.abs(band) ** 2
@@ -101,6 +108,12 @@ def fixed_scale(band: np.ndarray) -> np.ndarray:
     if finite.size and np.mean(finite < 0) <= DB_SHARE:
         with np.errstate(divide="ignore", invalid="ignore"):
             band = 10 * np.log10(band)
+    finite = band[np.isfinite(band)]
+    if finite.size == 0 or np.mean(finite >= FIXED_DB[1]) > WHITE_SHARE:
+        raise ValueError(
+            f"its values are no dB or intensity that `fixed` shows ({FIXED_DB[0]:g} to {FIXED_DB[1]:g} dB); name "
+            "their range in image_ops, as in `range:0:1000`"
+        )
     return range_scale(*FIXED_DB)(band)
 
 

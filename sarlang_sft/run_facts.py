@@ -28,13 +28,13 @@ WITHOUT_EFFECT = """
     dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc ddp_timeout debug
     skip_memory_metrics do_train do_eval do_predict local_rank resume max_hours max_bad_images
     include_num_input_tokens_seen model_name_or_path data deepspeed tuning rendezvous_timeout global_batch_size
-    dataloader_multiprocessing_context bf16_full_eval fp16_full_eval batch_eval_metrics include_for_metrics
+    dataloader_multiprocessing_context weights bf16_full_eval fp16_full_eval batch_eval_metrics include_for_metrics
 """  # model, data and deepspeed are compared by what they hold, the batch by the rows of a step
 WITHIN_ROUNDING = """
     gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
     checkpointed activation_offloading attn_implementation torch_compile torch_compile_backend torch_compile_mode
     torch_empty_cache_steps tf32 ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
-    ddp_find_unused_parameters
+    ddp_find_unused_parameters micro_batch_size
 """
 MEANS = {
     **dict.fromkeys(WITHOUT_EFFECT.split(), NOTHING),
@@ -49,8 +49,8 @@ MEANS = {
     "shard_cache_gb": NOTHING,
 }
 OF_A_HOST = """
-    data model_name_or_path image_root shard_cache shard_cache_gb deepspeed output_dir run_name project report_to
-    resume local_rank disable_tqdm log_level log_level_replica rendezvous_timeout dataset_num_proc
+    data model_name_or_path weights image_root shard_cache shard_cache_gb deepspeed output_dir run_name project
+    report_to resume local_rank disable_tqdm log_level log_level_replica rendezvous_timeout dataset_num_proc
     dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
 """  # which ranks may give otherwise; paths are compared by what they hold
 DATA_FILES = ("manifest.json", "train.parquet", "val.parquet", SHARD_INDEX)

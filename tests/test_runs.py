@@ -11,6 +11,7 @@ import pytest
 
 from sarlang_sft.arguments import DataArguments, ModelArguments, TrainArguments
 from sarlang_sft.checkpoints import last_complete, new_checkpoint
+from sarlang_sft.contrastive.arguments import PairModelArguments, PairTrainArguments
 from sarlang_sft.errors import InputError
 from sarlang_sft.run_facts import (
     FREE_GROUPS,
@@ -52,7 +53,7 @@ def write(run: Run, *steps: int) -> None:
 
 
 def test_every_name_in_the_table_of_options_is_an_option() -> None:
-    classes = (ModelArguments, TuningArguments, DataArguments, TrainArguments)
+    classes = (ModelArguments, TuningArguments, DataArguments, TrainArguments, PairModelArguments, PairTrainArguments)
     options = {field.name for one in classes for field in fields(one)}
     assert set(MEANS) <= options and all(any(name.startswith(group) for name in options) for group in FREE_GROUPS)
     decided_by_hand = {name for name in options if name not in MEANS and not name.startswith(FREE_GROUPS)}

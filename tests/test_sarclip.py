@@ -28,8 +28,15 @@ QUICK = [
 ]  # fmt: skip
 
 
-def write_pairs(folder: Path, split_counts: dict[str, int], source: str = "shapes", bad: tuple[int, ...] = ()) -> Path:
-    """A data folder of small pictures, each with two captions; those of a kind have the same ones."""
+def write_pairs(
+    folder: Path, split_counts: dict[str, int], source: str = "shapes", bad: tuple[int, ...] = (), said: str = ""
+) -> Path:
+    """A data folder of small pictures, each with two captions; those of a kind have the same ones.
+
+    Args:
+        bad: Training images that are no pictures.
+        said: Before every caption.
+    """
     rng, records = np.random.default_rng(0), []
     (folder / "images").mkdir(parents=True)
     for split, count in split_counts.items():
@@ -40,14 +47,14 @@ def write_pairs(folder: Path, split_counts: dict[str, int], source: str = "shape
             Image.fromarray(pixels).save(folder / name)
             if split == "train" and number in bad:
                 (folder / name).write_bytes(b"no picture")
-            texts = (f"A SAR image of a {KINDS[kind]}.", f"This shows one {KINDS[kind]}.")
-            said = [
+            texts = (f"{said}A SAR image of a {KINDS[kind]}.", f"{said}This shows one {KINDS[kind]}.")
+            dialogues = [
                 Dialogue(
                     f"{source}{split}{number}:{n}", "caption", "description", [Turn("Describe.", text)], "General"
                 )
                 for n, text in enumerate(texts)
             ]
-            records.append(Record([name], 32, 32, source, split, dialogues=said))
+            records.append(Record([name], 32, 32, source, split, dialogues=dialogues))
     write_data_folder(folder / "data", to_table(records), [], folder, {})
     return folder / "data"
 
@@ -196,6 +203,74 @@ def test_stages_go_on_from_each_other_and_where_they_were_stopped(
     assert f"{first}: this run is finished" in again and not moved(kept, weights(second))
 
 
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ({"name": ".."}, "needs a `name` of its own"),
+        ({"name": ""}, "needs a `name` of its own"),
+        ({"name": "first"}, "needs a `name` of its own"),
+        ({"name": "b", "negatives": "all"}, "stages: b: negatives `all`"),
+        ({"name": "b", "lr_scheduler_type": "foo"}, "lr_scheduler_type `foo`"),
+        ({"name": "b", "max_steps": "many"}, "`max_steps: many` is not of the type int"),
+        ({"name": "b", "lora_r": [1]}, "`lora_r: [1]` is not of the type int"),
+        ({"name": "b", "leave_out": "shapes"}, "`leave_out: shapes` is not of the type list"),
+        ({"name": "b", "leave_out": ["nope"]}, "stages: b: leave_out nope: no source"),
+        ({"name": "b", "data": "missing"}, "stages: b: --data missing: no data folder"),
+        ({"name": "b", "learning_rates": 1}, "did you mean `learning_rate`"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused_before_the_first_one_trains(
+    run: Callable[..., str], shapes: Path, tmp_path: Path, stage: dict[str, object], told: str
+) -> None:
+    config = {"model_name_or_path": "sar-vit-tiny", "data": str(shapes), "output_dir": str(tmp_path / "out")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"stages": [{"name": "first"}, stage]}))
+    assert told in run("recipes/sarclip.py", "--config", tmp_path / "config.yaml", *QUICK, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_keeps_how_it_sees_and_is_not_trained_in_its_own_folder(
+    train: Callable[..., str], base: Path, tmp_path: Path
+) -> None:
+    train(tmp_path / "first", "--image_ops", "log", "crop:32", "--resize_mode", "squash", model=base)
+    train(tmp_path / "second", "--max_steps", 1, model=tmp_path / "first")
+    kept = load_model(str(tmp_path / "second"))
+    assert (kept.image_ops, kept.preprocess.resize_mode) == (["log", "crop:32"], "squash")
+    before = weights(base)
+    assert "is the model to start from" in train(base, model=base, code=2)
+    assert not moved(before, weights(base))
+
+
+def test_checkpointed_activations_and_smaller_micro_batches_change_nothing(
+    train: Callable[..., str], base: Path, tmp_path: Path
+) -> None:
+    saved = ["--save_strategy", "steps", "--save_steps", 2]
+    train(tmp_path / "plain", *saved, model=base)
+    train(tmp_path / "again", "--gradient_checkpointing", "true", model=base)
+    resumed = ["--resume", tmp_path / "plain/checkpoint-2", "--micro_batch_size", 3, *saved]
+    assert "micro_batch_size: None then, 3 now" in train(tmp_path / "smaller", *resumed, model=base)
+    for other in ("again", "smaller"):
+        assert logged(tmp_path / "plain") == pytest.approx(logged(tmp_path / other), abs=1e-4)
+    refused = train(tmp_path / "resnet", "--gradient_checkpointing", "true", model="sar-resnet-tiny", code=2)
+    assert "a ResNet is not checkpointed" in refused
+
+
+def test_captions_that_are_too_long_are_told(train: Callable[..., str], tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "made", {"train": 8}, said="word " * 50)
+    assert "train: 8 of 8 different texts are cut at the model's 48 tokens" in train(tmp_path / "out", data=data)
+
+
+@pytest.mark.slow
+def test_ranks_evaluate_the_statistics_that_are_saved(shapes: Path, run: Callable[..., str], tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    named = ["--model_name_or_path", "sar-resnet-tiny", "--data", shapes, "--output_dir", tmp_path / "two"]
+    evaluated = ["--eval_strategy", "steps", "--eval_steps", 4, "--micro_batch_size", 4]
+    run_script(*torchrun, "recipes/sarclip.py", *named, *QUICK, *evaluated)
+    model = ["--model", tmp_path / "two", "--data", shapes, "--split", "val", "--out", tmp_path / "val.json"]
+    run("eval/retrieval.py", *model)
+    saved = json.loads((tmp_path / "val.json").read_text())["figures"]["MeanRecall"]["value"]
+    assert logged(tmp_path / "two", "eval_mean_recall")[-1] == pytest.approx(saved, abs=1e-6)
+
+
 def test_sarcap_learns_to_caption_and_to_retrieve(train: Callable[..., str], tmp_path: Path) -> None:
     words = ["--caption_loss_weight", 1, "--max_steps", 8, "--learning_rate", 2e-3]
     train(tmp_path / "out", *words, model="sar-coca-tiny")
@@ -244,6 +319,11 @@ def test_an_epoch_has_a_caption_of_every_image_or_every_pair() -> None:
         (["--eval_strategy", "steps", "--metric_for_best_model", "loss"], "choose one of mean_recall"),
         (["--stages", "first"], "is a list in a YAML file"),
         (["--image_ops", "log", "fixed"], "must come first"),
+        (["--neftune_noise_alpha", 5], "is for language models"),
+        (["--lr_scheduler_type", "cosin"], "did you mean `cosine`"),
+        (["--image_size", 60], "must be a multiple of 8"),
+        (["--resize_mode", "crop"], "choose one of longest"),
+        (["--load_best_model_at_end", "true"], "nothing is evaluated"),
     ],
 )
 def test_what_cannot_be_is_said_before_training(
@@ -256,7 +336,7 @@ def test_a_coca_and_weights_of_another_model_are_refused(
     train: Callable[..., str], base: Path, run: Callable[..., str], shapes: Path, tmp_path: Path
 ) -> None:
     coca = ["--model_name_or_path", "sar-coca-tiny", "--data", shapes, "--output_dir", tmp_path / "out", *QUICK]
-    assert "use recipes/sarcap.py" in run("recipes/sarclip.py", *coca, code=2)
+    assert "set --caption_loss_weight 1" in run("recipes/sarclip.py", *coca, code=2)
     other = train(tmp_path / "out", "--weights", base / WEIGHTS, model="sar-resnet-tiny", code=2)
     assert "visual.conv1.weight is (128, 3, 8, 8), not (8, 3, 3, 3)" in other
 

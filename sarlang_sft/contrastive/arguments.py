@@ -1,21 +1,30 @@
 """The options of recipes/sarclip.py and recipes/sarcap.py, and those of every stage."""
 
 import copy
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from transformers import SchedulerType
+
 from sarlang_sft.arguments import TrainArguments
-from sarlang_sft.configuration import fits, kinds, type_name
+from sarlang_sft.configuration import ALSO_LISTS, fits, kinds, type_name
 from sarlang_sft.contrastive.batches import DRAWS
 from sarlang_sft.contrastive.losses import NEGATIVES
-from sarlang_sft.contrastive.models import RESIZE_MODES
+from sarlang_sft.contrastive.models import check_resize_mode
 from sarlang_sft.contrastive.tuning import PairTuning
 from sarlang_sft.errors import InputError, nearest
 from sarlang_sft.imagery import parse_ops
 from sarlang_sft.launch import this_launch
 
 VAL_METRICS = ("mean_recall", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+OF_LANGUAGE_MODELS = {
+    "neftune_noise_alpha": None,
+    "loss_weighting": "token",
+    "checkpointed": "both",
+    "val_questions": 0,
+}
 BATCH_WAY_OUT = "a contrastive batch is one step; set micro_batch_size to the rows that fit into memory"
 
 
@@ -37,17 +46,16 @@ class PairModelArguments:
         },
     )
     image_size: int | None = field(default=None, metadata={"help": "Side of the tower's input; default: the model's."})
-    resize_mode: str = field(
-        default="longest",
+    resize_mode: str | None = field(
+        default=None,
         metadata={
             "help": "How pictures become square: longest (all of it, padded with black), shortest (the middle is cut "
-            "out, open_clip's default) or squash."
+            "out, open_clip's default) or squash. Default: the folder's own, of an architecture longest."
         },
     )
 
     def __post_init__(self) -> None:
-        if self.resize_mode not in RESIZE_MODES:
-            raise InputError(f"resize_mode `{self.resize_mode}`: choose one of {', '.join(RESIZE_MODES)}")
+        check_resize_mode(self.resize_mode)
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"image_size {self.image_size}: must be at least 1")
 
@@ -95,11 +103,11 @@ class PairDataArguments:
         metadata={"help": "Sources whose images are not learned, for honest zero-shot figures on them (MSTAR ...)."},
     )
     only: list[str] = field(default_factory=list, metadata={"help": "Sources whose images alone are learned."})
-    image_ops: list[str] = field(
-        default_factory=lambda: ["fixed"],
+    image_ops: list[str] | None = field(
+        default=None,
         metadata={
-            "help": "Image operations in order, e.g. fixed log crop:64 shift:4; saved with the result. `fixed` scales "
-            "16-bit, float and dB files alike for all images (docs/sarclip.md)."
+            "help": "Image operations in order, e.g. fixed log crop:64 shift:4; saved with the result. Default: those "
+            "of the model's folder, else `fixed`: 16-bit, float and dB files scaled alike (docs/sarclip.md)."
         },
     )
     captions: str = field(
@@ -111,7 +119,7 @@ class PairDataArguments:
     )
 
     def __post_init__(self) -> None:
-        parse_ops(self.image_ops)
+        parse_ops(self.image_ops or [])
         if self.captions not in DRAWS:
             raise InputError(f"captions `{self.captions}`: choose one of {', '.join(DRAWS)}")
         if self.max_bad_images < 0:
@@ -121,7 +129,7 @@ class PairDataArguments:
     def sources(self) -> list[PairSource]:
         """The data folders."""
         of_all = {name: vars(self)[name] for name in ("image_root", "subsets", "leave_out", "only")}
-        known = {item.name: item.type for item in fields(PairSource)}
+        known = get_type_hints(PairSource)
         sources = []
         for entry in [{"path": self.data}] if isinstance(self.data, str) else self.data:
             if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
@@ -130,6 +138,11 @@ class PairDataArguments:
                 raise InputError(
                     f"data {entry['path']}: unknown key `{min(unknown)}`; known are {', '.join(sorted(known))}"
                 )
+            for key, value in entry.items():
+                if not fits(value, known[key]) or (isinstance(value, str) and list in kinds(known[key])):
+                    raise InputError(
+                        f"data {entry['path']}: `{key}: {value}` is not of the type {type_name(known[key])}"
+                    )
             sources.append(PairSource(**{**of_all, **entry}))
         if not sources:
             raise InputError("data: the list is empty")
@@ -171,18 +184,44 @@ class PairTrainArguments(TrainArguments):
     )
     learning_rate: float = field(default=5e-5, metadata={"help": "Highest learning rate."})
     weight_decay: float = field(
-        default=0.01, metadata={"help": "Of matrices; gains, biases and embeddings have none."}
+        default=0.01, metadata={"help": "Of matrices, embeddings among them; gains and biases have none."}
     )
     warmup_steps: float = field(default=1000, metadata={"help": "Steps, or below 1 the share of all steps."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs; max_steps comes before it."})
     adam_beta2: float = field(default=0.98, metadata={"help": "open_clip's for ViTs; 0.999 for ResNets."})
     adam_epsilon: float = field(default=1e-6, metadata={"help": "open_clip's for ViTs; 1e-8 for ResNets."})
+    metric_for_best_model: str | None = field(
+        default=None, metadata={"help": f"The checkpoint to keep: {', '.join(VAL_METRICS)}, all of val."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Compute activations twice, keep none."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Must stay on: batches are equally large."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Of DistributedDataParallel."})
 
     def __post_init__(self) -> None:
+        self.check_options()
+        if self.gradient_accumulation_steps != 1:
+            raise InputError(f"gradient_accumulation_steps {self.gradient_accumulation_steps}: {BATCH_WAY_OUT}")
+        if self.deepspeed or self.fsdp:
+            raise InputError("deepspeed and fsdp: contrastive models fit a GPU and are trained with DDP; leave it out")
+        for name, wanted in OF_LANGUAGE_MODELS.items():
+            if vars(self)[name] != wanted:
+                raise InputError(f"{name} {vars(self)[name]}: is for language models; leave it out")
+        if not self.dataloader_drop_last:
+            raise InputError("dataloader_drop_last: must stay on: the ranks' batches must be equally large")
+        if self.stages is not None and not isinstance(self.stages, list):
+            raise InputError("stages: is a list in a YAML file, one mapping for each stage")
+        if self.global_batch_size is not None:
+            ranks = this_launch().count
+            if self.global_batch_size < 1 or self.global_batch_size % ranks:
+                raise InputError(f"global_batch_size {self.global_batch_size}: is no multiple of the {ranks} ranks")
+            self.per_device_train_batch_size = self.global_batch_size // ranks
+        if self.load_best_model_at_end:
+            self.metric_for_best_model = self.metric_for_best_model or VAL_METRICS[0]
+        super().__post_init__()
+
+    def check_options(self) -> None:
+        """Raise [`InputError`] on values that stages may have of their own, and that cannot be."""
         if self.negatives not in NEGATIVES:
             raise InputError(f"negatives `{self.negatives}`: choose one of {', '.join(NEGATIVES)}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
@@ -190,27 +229,19 @@ class PairTrainArguments(TrainArguments):
         weights = (self.caption_loss_weight, self.contrastive_loss_weight)
         if min(weights) < 0 or max(weights) == 0:
             raise InputError("caption_loss_weight and contrastive_loss_weight: 0 or more, and one of them above 0")
-        if self.gradient_accumulation_steps != 1:
-            raise InputError(f"gradient_accumulation_steps {self.gradient_accumulation_steps}: {BATCH_WAY_OUT}")
-        if self.deepspeed or self.fsdp:
-            raise InputError("deepspeed and fsdp: contrastive models fit a GPU and are trained with DDP; leave it out")
-        if not self.dataloader_drop_last:
-            raise InputError("dataloader_drop_last: must stay on: the ranks' batches must be equally large")
-        if self.stages is not None and not isinstance(self.stages, list):
-            raise InputError("stages: is a list in a YAML file, one mapping for each stage")
-        if self.global_batch_size is not None:
-            ranks = this_launch().count
-            if self.global_batch_size % ranks:
-                raise InputError(f"global_batch_size {self.global_batch_size}: is no multiple of the {ranks} ranks")
-            self.per_device_train_batch_size = self.global_batch_size // ranks
-        super().__post_init__()
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed}: must be 0 or more")
+        kinds_of_schedule = [kind.value for kind in SchedulerType]
+        if self.lr_scheduler_type not in kinds_of_schedule:
+            way_out = nearest(
+                self.lr_scheduler_type, kinds_of_schedule, f"choose one of {', '.join(kinds_of_schedule)}"
+            )
+            raise InputError(f"lr_scheduler_type `{self.lr_scheduler_type}`: {way_out}")
 
     def _check_evaluation(self) -> None:
-        metric = (self.metric_for_best_model or "mean_recall").removeprefix("eval_")
+        metric = (self.metric_for_best_model or VAL_METRICS[0]).removeprefix("eval_")
         if metric not in VAL_METRICS:
             raise InputError(f"metric_for_best_model {metric}: choose one of {', '.join(VAL_METRICS)}, all of val")
-        if self.val_questions:
-            raise InputError("val_questions: contrastive models answer none; they are evaluated by retrieval on val")
         if self.metric_for_best_model:
             self.metric_for_best_model, self.greater_is_better = f"eval_{metric}", True
             if self.eval_strategy == "no":
@@ -255,7 +286,8 @@ def split_stages(
     stages: list[Stage] = []
     for given in training.stages:
         name = given.get("name") if isinstance(given, dict) else None
-        if not isinstance(name, str) or Path(name).name != name or name in [stage.name for stage in stages]:
+        usable = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name)
+        if not usable or name in [stage.name for stage in stages]:
             raise InputError(f"stages: every stage needs a `name` of its own that can be a folder's, found {given!r}")
         own = {key: value for key, value in given.items() if key != "name"}
         known = (*OF_TRAINING, *OF_DATA, *OF_TUNING)
@@ -266,32 +298,33 @@ def split_stages(
             begin = replace(model, model_name_or_path=stages[-1].training.output_dir, weights=None, image_size=None)
         options = copy.copy(training)
         options.output_dir, options.run_name, options.stages = str(Path(training.output_dir) / name), None, None
-        for key in OF_TRAINING:
-            if key in own:
-                setattr(options, key, _typed(name, key, own[key]))
-        stages.append(
-            Stage(
-                name,
-                begin,
-                replace(tuning, **{key: own[key] for key in OF_TUNING if key in own}),
-                replace(data, **{key: own[key] for key in OF_DATA if key in own}),
-                options,
-            )
-        )
+        try:
+            for key in OF_TRAINING:
+                if key in own:
+                    setattr(options, key, _typed(PairTrainArguments, key, own[key]))
+            options.check_options()
+            options._check_evaluation()
+            own_tuning = {key: _typed(PairTuning, key, own[key]) for key in OF_TUNING if key in own}
+            own_data = {key: _typed(PairDataArguments, key, own[key]) for key in OF_DATA if key in own}
+            stages.append(Stage(name, begin, replace(tuning, **own_tuning), replace(data, **own_data), options))
+        except InputError as error:
+            raise InputError(f"stages: {name}: {error}") from error
     if not stages:
         raise InputError("stages: the list is empty")
     return stages
 
 
-def _typed(stage: str, key: str, value: Any) -> Any:
+def _typed(arguments: type, key: str, value: Any) -> Any:
     """A value of YAML, in which 1e-4 is text, as the option's type."""
-    hint = get_type_hints(PairTrainArguments)[key]
+    hint = get_type_hints(arguments)[key]
     number = float if float in kinds(hint) else int if int in kinds(hint) else None
-    try:
-        if number and isinstance(value, str):
+    if number and isinstance(value, str):
+        try:
             return number(value)
-    except ValueError:
-        pass
-    if not fits(value, hint) or (number and isinstance(value, str)):
-        raise InputError(f"stages: {stage}: `{key}: {value}` is not of the type {type_name(hint)}")
+        except ValueError:
+            pass
+    listed = key in ALSO_LISTS and isinstance(value, list)
+    fitting = listed or (fits(value, hint) and not (isinstance(value, str) and str not in kinds(hint)))
+    if not fitting:
+        raise InputError(f"`{key}: {value}` is not of the type {type_name(hint)}")
     return value

@@ -28,7 +28,6 @@ class EpochPairs(Dataset):
 
     Args:
         captions: one: a caption of every image, drawn anew each epoch; all: every pair.
-        images: Take so many images of an epoch's order only, so that epochs can be shorter than the data.
     """
 
     def __init__(self, pairs: Pairs, captions: str, seed: int) -> None:

@@ -116,7 +116,9 @@ def spoken_names(names: list[str], given: Mapping[str, str] | None, where: str) 
 
 
 def check_same_classes(train: ClassFolder, test: ClassFolder) -> None:
-    """Raise [`InputError`], naming the difference, unless both have the same classes."""
+    """Raise [`InputError`], naming the difference, unless both have the same classes, and are two folders."""
+    if train.root.resolve() == test.root.resolve():
+        raise InputError(f"--train and --test {test.root}: are the same folder; test on images that were not learned")
     missing, foreign = sorted({*train.names} - {*test.names}), sorted({*test.names} - {*train.names})
     if missing or foreign:
         told = [f"{test.root} lacks {', '.join(missing)}"] if missing else []

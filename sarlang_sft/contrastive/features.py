@@ -12,6 +12,7 @@ from tqdm import tqdm
 from sarlang_sft.contrastive.models import ContrastiveModel
 from sarlang_sft.errors import InputError, UnreadableImageError
 
+TEXTS_AT_ONCE = 1024
 READERS = 8  # threads; decoders and resizing leave the interpreter free
 
 
@@ -91,9 +92,27 @@ def read_pictures(
             bar.update(len(batch))
 
 
+def tell_cut_texts(model: ContrastiveModel, texts: Sequence[str], what: str) -> int:
+    """Print how many texts are longer than the model reads, if any; their ends are neither learned nor compared."""
+    longest = model.tokenizer.context_length
+    cut = 0
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = texts[start : start + TEXTS_AT_ONCE]
+        full = model.tokenizer(some)[:, -1] != 0
+        cut += sum(
+            len(model.tokenizer.encode(text)) > longest - 2
+            for text, is_full in zip(some, full, strict=True)
+            if is_full
+        )
+    if cut:
+        print(f"{what}: {cut:,} of {len(texts):,} different texts are cut at the model's {longest} tokens", flush=True)
+    return cut
+
+
 def encode_texts(model: ContrastiveModel, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
     """(n, D) float32 on the CPU, of length 1; equal texts are encoded once."""
     different = list(dict.fromkeys(texts))
+    tell_cut_texts(model, different, "texts")
     parts = []
     for start in tqdm(range(0, len(different), batch_size), desc="texts", unit=" batches"):
         tokens = model.tokenizer(different[start : start + batch_size]).to(model.device)

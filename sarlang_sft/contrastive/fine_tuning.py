@@ -118,6 +118,6 @@ def fine_tuned(
         tuned, head = fine_tune(model, seen, schedule, seed, unreadable)
         runs.append(score(tuned, head, test, schedule.batch_size))
     return runs, {
-        "train_images": len(seen.paths),
+        "train_images": len({*seen.paths} - unreadable.keys()),
         "train_unreadable": {str(at): why for at, why in unreadable.items()},
     }

@@ -22,7 +22,7 @@ from torch import nn
 
 from sarlang_sft.errors import InputError, nearest
 from sarlang_sft.fingerprints import base_fingerprint
-from sarlang_sft.imagery import load_ops, load_picture, save_ops
+from sarlang_sft.imagery import OPS_FILE, load_ops, load_picture, save_ops
 from sarlang_sft.records import file_hash
 
 CONFIG = "open_clip_config.json"
@@ -30,6 +30,8 @@ WEIGHTS = "open_clip_model.safetensors"
 OWN_CONFIGS = Path(__file__).parent / "model_configs"
 RESIZE_MODES = ("longest", "shortest", "squash")
 HUB = "hf-hub:"
+DEFAULT_OPS = ["fixed"]
+RESNET_STRIDE = 32
 SHOWN = 3  # mismatches in an error
 
 open_clip.add_model_config(OWN_CONFIGS)
@@ -102,6 +104,12 @@ class ContrastiveModel:
         return self.pictures.read(path, rng)
 
 
+def check_resize_mode(mode: str | None) -> None:
+    """Raise [`InputError`] unless it is None or one of `RESIZE_MODES`."""
+    if mode is not None and mode not in RESIZE_MODES:
+        raise InputError(f"resize_mode `{mode}`: choose one of {', '.join(RESIZE_MODES)}")
+
+
 def load_model(
     name: str,
     weights: str | None = None,
@@ -117,8 +125,9 @@ def load_model(
             open_clip or of `contrastive/model_configs`; an architecture without `weights` starts at random.
         weights: A file of weights for an architecture: safetensors, or PyTorch's read with `weights_only`.
         image_size: Side of the tower's input in pixels, if another than the model's own.
-        resize_mode: longest, shortest or squash instead of the model's own.
-        image_ops: Instead of those kept in the folder.
+        resize_mode: longest, shortest or squash; default: the folder's own, or the hub's, and longest of an
+            architecture, whatever open_clip would do with natural pictures.
+        image_ops: Default: those kept in the folder, else `DEFAULT_OPS`.
 
     Raises:
         InputError: There is no such model, or the weights are none of it (with the shapes that differ).
@@ -138,7 +147,12 @@ def load_model(
             raise InputError(f"model {name}: no folder, and no architecture of that name; {way_out}")
         if weights and not Path(weights).is_file():
             raise InputError(f"weights {weights}: no such file")
+    check_resize_mode(resize_mode)
+    if source in open_clip.list_models():
+        resize_mode = resize_mode or RESIZE_MODES[0]
     config = read_config(source)
+    if image_size:
+        check_image_size(config, image_size)
     logging.disable(logging.WARNING)  # open_clip warns of weights that are filled in below
     try:
         model = open_clip.create_model(
@@ -148,6 +162,8 @@ def load_model(
             force_preprocess_cfg={"resize_mode": resize_mode} if resize_mode else None,
             pretrained_text=False,
         )
+    except (ValueError, RuntimeError, AttributeError, KeyError, TypeError, OSError, pickle.UnpicklingError) as error:
+        raise InputError(f"model {name}: open_clip cannot build it ({str(error).splitlines()[0]})") from error
     finally:
         logging.disable(logging.NOTSET)
     if isinstance(model, CoCa) and not source.startswith(HUB):  # open_clip leaves it as the memory was
@@ -159,7 +175,7 @@ def load_model(
         config["vision_cfg"]["image_size"] = image_size
     model.output_dict = True
     if image_ops is None:
-        image_ops = load_ops(folder) if folder.is_dir() else []
+        image_ops = load_ops(folder) if (folder / OPS_FILE).is_file() else DEFAULT_OPS
     tokenizer = open_clip.get_tokenizer(source)
     of_json = {key: tuple(one) if isinstance(one, list) else one for key, one in model.visual.preprocess_cfg.items()}
     preprocess = PreprocessCfg(**of_json)
@@ -169,9 +185,19 @@ def load_model(
 def read_config(source: str) -> dict[str, Any]:
     """open_clip's `model_cfg` of a name that `open_clip.create_model` takes."""
     try:
-        return copy.deepcopy(open_clip.get_model_config(source))
-    except (OSError, ValueError) as error:
+        config = copy.deepcopy(open_clip.get_model_config(source))
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"model {source}: its configuration cannot be read ({error})") from error
+    if not isinstance(config, dict) or not config.keys() >= {"embed_dim", "vision_cfg", "text_cfg"}:
+        raise InputError(f"model {source}: {CONFIG} does not describe a model; give one that open_clip has written")
+    return config
+
+
+def check_image_size(config: dict[str, Any], image_size: int) -> None:
+    """Raise [`InputError`] unless a tower can take pictures of this side."""
+    patch = config["vision_cfg"].get("patch_size") or RESNET_STRIDE
+    if isinstance(patch, int) and image_size % patch:
+        raise InputError(f"image_size {image_size}: must be a multiple of {patch}, the tower's patch or stride")
 
 
 def find_weights(folder: Path) -> str:
@@ -212,7 +238,7 @@ def _read_weights(weights: Path) -> dict[str, torch.Tensor]:
             f"weights {weights}: holds more than tensors, which is not unpickled here; convert it to safetensors "
             "where you trust it"
         ) from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, StopIteration, AttributeError) as error:
+    except (SafetensorError, OSError, EOFError, RuntimeError, KeyError, StopIteration, AttributeError) as error:
         first = (str(error) or "it is empty").splitlines()[0]
         raise InputError(f"weights {weights}: cannot be read ({first})") from error
 
@@ -232,6 +258,8 @@ def other_shapes(state: Mapping[str, torch.Tensor], model: Mapping[str, torch.Te
 def model_fingerprint(name: str, weights: str | None) -> str:
     """Tells a model from any other, see `fingerprints`; of an architecture its name and the hash of the weights."""
     if name.startswith(HUB):
+        if weights:
+            raise InputError(f"weights {weights}: {name} has its own; name an architecture instead")
         return base_fingerprint(name.removeprefix(HUB))
     if Path(name).is_dir():
         return base_fingerprint(name)

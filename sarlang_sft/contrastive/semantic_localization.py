@@ -135,10 +135,6 @@ def _item_problem(item: Any) -> str | None:
     return None
 
 
-def _is_corner(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 

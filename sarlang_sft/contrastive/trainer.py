@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from open_clip.modified_resnet import ModifiedResNet
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
@@ -55,8 +56,20 @@ class Towers(nn.Module):
             self.model.visual.eval()
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Called by transformers if `gradient_checkpointing` is set."""
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None, every_n_layers: int, offload: bool
+    ) -> None:
+        """Called by transformers if `gradient_checkpointing` is set; open_clip checkpoints every block in one way.
+
+        Raises:
+            InputError: Another way is asked for, or the image tower is a ResNet, which open_clip does not checkpoint.
+        """
+        if activation_checkpointing_kwargs or every_n_layers != 1 or offload:
+            raise InputError(
+                "activation_checkpointing_kwargs: open_clip's towers have no such options; leave them out"
+            )
+        if isinstance(self.model.visual, ModifiedResNet):
+            raise InputError("gradient_checkpointing: a ResNet is not checkpointed; lower micro_batch_size instead")
         self.model.set_grad_checkpointing(True)
 
 
@@ -90,7 +103,7 @@ class PairTrainer(Trainer):
         return SequentialSampler(self.train_dataset)  # each epoch has its order
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices alone decay, as in open_clip: no gains, biases, class embedding or temperature."""
+        """What has two dimensions or more decays, as in open_clip: no gains, biases or temperature."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     def get_batch_samples(
@@ -156,7 +169,7 @@ class PairTrainer(Trainer):
         return Rows(torch.tensor(image_knows, device=device), torch.tensor(text_knows, device=device), valid, first)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss, the temperature and the speed since the last line."""
+        """Add the parts of the loss (times their weights), the temperature and the speed since the last line."""
         if "loss" in logs and self.part_losses:
             for name, losses in self.part_losses.items():
                 mean = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
@@ -211,11 +224,14 @@ class PairRunTrainer(ResumableTrainer, PairTrainer):
     ) -> dict[str, float]:
         """Retrieval among the pairs of `val`, all captions of an image counted: `eval_mean_recall` and its parts.
 
-        Batches and ranks change nothing of it, and training goes on as if nothing had been evaluated. The metrics go
-        to `evaluations.jsonl` in the output folder.
+        Batches and ranks change nothing of it: all ranks take the first one's statistics of batch normalisation, which
+        are those that are saved. The metrics go to `evaluations.jsonl` in the output folder.
         """
         training = self.model_wrapped.training
         self.model_wrapped.eval()
+        if self.args.world_size > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 metrics = score_val(

@@ -1,10 +1,13 @@
 """A contrastive training assembled: the model with its run, its pairs, its trainer, and what is saved at the end."""
 
+import gc
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from transformers import set_seed
 
@@ -12,6 +15,7 @@ from sarlang_sft.bad_images import BAD_IMAGES, forget_bad_images, read_bad_image
 from sarlang_sft.checkpoints import told_what_is_left
 from sarlang_sft.contrastive.arguments import PairDataArguments, PairTrainArguments, Stage
 from sarlang_sft.contrastive.batches import EpochPairs, PairCollator
+from sarlang_sft.contrastive.features import tell_cut_texts
 from sarlang_sft.contrastive.models import ContrastiveModel, load_model, model_fingerprint, save_model
 from sarlang_sft.contrastive.pairs import Pairs, merge_pairs, read_pairs
 from sarlang_sft.contrastive.trainer import PairRunTrainer, Towers
@@ -21,6 +25,7 @@ from sarlang_sft.loader_workers import start_worker_server
 from sarlang_sft.run_facts import make_facts
 from sarlang_sft.run_files import FINISHED
 from sarlang_sft.runs import Run, enter_run
+from sarlang_sft.signals import leave_at_once
 from sarlang_sft.tracking import add_tracker
 from sarlang_sft.training import leave_if_stopped
 
@@ -36,13 +41,17 @@ def train_stage(stage: Stage) -> None:
         InputError: The model, the data or the options cannot be used.
     """
     model, tuning, data, training = stage.model, stage.tuning, stage.data, stage.training
+    leave_at_once(lambda: None)  # a finished stage before this one has ignored signals
+    if Path(model.model_name_or_path).resolve() == Path(training.output_dir).resolve():
+        raise InputError(f"output_dir {training.output_dir}: is the model to start from; choose another one")
     base = model_fingerprint(model.model_name_or_path, model.weights)
     options = {**asdict(model), **asdict(tuning), **asdict(data), **training.to_dict()}
     run = enter_run(make_facts(options, base, data.sources(), training), training)
     if run is None:
         return
     pairs = read_split(data, "train")
-    check_batch(pairs, data, training)
+    if run.ranks.first:
+        print(describe_epoch(pairs, data, training), flush=True)
     set_seed(training.seed)  # of random weights, and of adapters
     contrastive = load_model(
         model.model_name_or_path,
@@ -52,11 +61,27 @@ def train_stage(stage: Stage) -> None:
         image_ops=data.image_ops,
     )
     check_captions(contrastive, model.model_name_or_path, training)
+    if training.process_index == 0:
+        tell_cut_texts(contrastive, pairs.texts, "train")
     adapters = tune(contrastive, tuning)
     trainer = build_trainer(contrastive, pairs, data, training, run)
     result = trainer.train()
     leave_if_stopped(trainer)
     save_result(trainer, adapters, result.metrics)
+    del trainer, contrastive, adapters
+    gc.collect()  # before the next stage loads its model
+    torch.cuda.empty_cache()
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Raise [`InputError`] if the data of any stage cannot be used, before the first one trains."""
+    for stage in stages:
+        try:
+            check_batch(read_split(stage.data, "train"), stage.data, stage.training)
+            if stage.training.eval_strategy != "no":
+                read_split(stage.data, "val")
+        except InputError as error:
+            raise InputError(f"stages: {stage.name}: {error}" if stage.name else str(error)) from error
 
 
 def read_split(data: PairDataArguments, split: str) -> Pairs:
@@ -70,22 +95,28 @@ def read_split(data: PairDataArguments, split: str) -> Pairs:
 
 
 def check_batch(pairs: Pairs, data: PairDataArguments, training: PairTrainArguments) -> None:
-    """Print what an epoch holds; raises [`InputError`] if that is less than one batch."""
-    epoch = len(pairs) if data.captions == "all" else len(pairs.paths)
-    batch = training.per_device_train_batch_size * training.world_size
+    """Raise [`InputError`] if an epoch is less than one batch."""
+    epoch, batch = _epoch_and_batch(pairs, data, training)
     if epoch < batch:
         raise InputError(
             f"per_device_train_batch_size {training.per_device_train_batch_size} on {training.world_size} ranks: an "
             f"epoch has {epoch:,} pairs (captions: {data.captions}), less than one batch of {batch:,}"
         )
-    if training.process_index == 0:
-        sources = sorted({*pairs.sources})
-        print(
-            f"train: {len(pairs.paths):,} images, {len(pairs.texts):,} different captions, {len(pairs):,} pairs of "
-            f"{', '.join(sources)}; an epoch has {epoch // batch:,} batches of {batch:,}, and {epoch % batch:,} pairs "
-            "are left out of it",
-            flush=True,
-        )
+
+
+def describe_epoch(pairs: Pairs, data: PairDataArguments, training: PairTrainArguments) -> str:
+    """What an epoch consists of, in one line."""
+    epoch, batch = _epoch_and_batch(pairs, data, training)
+    return (
+        f"train: {len(pairs.paths):,} images, {len(pairs.texts):,} different captions, {len(pairs):,} pairs of "
+        f"{', '.join(sorted({*pairs.sources}))}; an epoch has {epoch // batch:,} batches of {batch:,}, and "
+        f"{epoch % batch:,} pairs are left out of it"
+    )
+
+
+def _epoch_and_batch(pairs: Pairs, data: PairDataArguments, training: PairTrainArguments) -> tuple[int, int]:
+    epoch = len(pairs) if data.captions == "all" else len(pairs.paths)
+    return epoch, training.per_device_train_batch_size * training.world_size
 
 
 def check_captions(contrastive: ContrastiveModel, name: str, training: PairTrainArguments) -> None:
@@ -93,7 +124,7 @@ def check_captions(contrastive: ContrastiveModel, name: str, training: PairTrain
     if training.caption_loss_weight and not contrastive.captions:
         raise InputError(f"model {name}: writes no captions; choose a CoCa, such as coca_ViT-L-14 or sar-coca-tiny")
     if contrastive.captions and not training.caption_loss_weight:
-        raise InputError(f"model {name}: is a CoCa, whose decoder would not learn; use recipes/sarcap.py")
+        raise InputError(f"model {name}: is a CoCa, whose decoder would not learn; set --caption_loss_weight 1")
     if contrastive.model.logit_bias is not None:
         raise InputError(f"model {name}: has a bias of SigLIP's loss, which is not trained here; choose a CLIP")
 
@@ -118,7 +149,7 @@ def build_trainer(
     if trainer.is_world_process_zero():
         print(count_parameters(contrastive.model), flush=True)
     tracker = add_tracker(trainer, run.id, run.facts, run.cut_off)
-    trainer.join(run, data.image_ops, tracker)
+    trainer.join(run, contrastive.image_ops, tracker)
     return trainer
 
 

@@ -57,11 +57,18 @@ def tune(contrastive: ContrastiveModel, tuning: PairTuning) -> PeftModel | None:
     if tuning.tuning != "lora":
         return None
     open_attention(model)
+    layers = adaptable_layers(model)
+    for tower, found in (("image", [name for name in layers if name.startswith("visual.")]),
+                         ("text", [name for name in layers if not name.startswith("visual.")])):  # fmt: skip
+        if not found:
+            raise InputError(
+                f"tuning lora: the {tower} tower of this model has no layers for adapters; tune it in full"
+            )
     config = LoraConfig(
         r=tuning.lora_r,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
-        target_modules=adaptable_layers(model),
+        target_modules=layers,
     )
     adapters = get_peft_model(model, config)  # puts the adapters into the model itself
     model.logit_scale.requires_grad_(True)
