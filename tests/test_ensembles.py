@@ -189,7 +189,7 @@ def test_models_that_do_not_fit_are_refused(folders: dict[str, Path], tmp_path: 
         "preprocess .* resize_mode is squash": replace(
             model, preprocess=replace(model.preprocess, resize_mode="squash")
         ),
-        r"image_ops \['log'\].* has \[\]": replace(model, image_ops=["log"]),
+        r"image_ops \['log'\].* has \['fixed'\]": replace(model, image_ops=["log"]),
     }
     for message, other in cases.items():
         with pytest.raises(InputError, match=message) as error:

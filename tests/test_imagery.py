@@ -5,7 +5,7 @@ import pytest
 import rasterio
 from PIL import Image
 
-from sarlang_sft.errors import InputError
+from sarlang_sft.errors import InputError, UnreadableImageError
 from sarlang_sft.image_files import header_size, path_inside
 from sarlang_sft.imagery import load_ops, load_picture, parse_ops, read_image, save_ops
 
@@ -140,6 +140,17 @@ def test_a_fixed_scale_of_integers_keeps_the_order_of_all_16_bits(tmp_path: Path
     assert shown[0] == 0 and shown[-1] == 255 and (np.diff(shown) > 40).all()
     Image.fromarray(np.array([[0, 10, 200]], np.uint8)).save(tmp_path / "grey.png")
     assert np.asarray(load_picture(tmp_path / "grey.png", ["fixed"]))[0, :, 0].tolist() == [0, 10, 200]
+
+
+def test_floats_that_a_fixed_scale_would_show_white_or_not_at_all_are_refused(tmp_path: Path) -> None:
+    amplitudes = write_tif(tmp_path / "dn.tif", RNG.uniform(50, 3000, (16, 16)).astype(np.float32))
+    with pytest.raises(UnreadableImageError, match=r"no dB or intensity .* as in `range:0:1000`"):
+        load_picture(amplitudes, ["fixed"])
+    assert 20 < np.asarray(load_picture(amplitudes, ["range:0:3000"])).mean() < 235
+    with pytest.raises(UnreadableImageError):
+        load_picture(write_tif(tmp_path / "nan.tif", np.full((4, 4), np.nan, np.float32)), ["fixed"])
+    sea = write_tif(tmp_path / "sea.tif", np.full((4, 4), -40, np.float32))  # dark, but in the unit
+    assert np.asarray(load_picture(sea, ["fixed"])).max() == 0
 
 
 def test_a_range_is_in_the_unit_of_the_file_and_comes_first(tmp_path: Path) -> None:

@@ -129,7 +129,9 @@ def test_classes_of_train_and_test_must_be_the_same(tmp_path: Path) -> None:
     test = read_class_folder(make_classes(tmp_path / "test", "B", "C", "D"))
     with pytest.raises(InputError, match=r"test lacks A; .*train lacks D"):
         check_same_classes(train, test)
-    check_same_classes(train, train)
+    with pytest.raises(InputError, match="are the same folder"):
+        check_same_classes(train, train)
+    check_same_classes(train, read_class_folder(make_classes(tmp_path / "other", "A", "B", "C")))
 
 
 def test_template_sets_have_the_published_sizes_and_broken_files_are_explained(tmp_path: Path) -> None:
