@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from sarlang_sft.contrastive.ensemble_points import mean_figure, plan_points
 from sarlang_sft.contrastive.ensemble_sets import (
-    evaluate_set,
+    MeasuredSet,
+    figure_of,
     mean_of_scores,
     mean_recall,
     read_set,
@@ -106,6 +107,10 @@ def states(folders: dict[str, Path]) -> dict[str, dict[str, torch.Tensor]]:
 
 def spec(name: str, folder: Path) -> str:
     return f"{name}=zero_shot:{folder}"
+
+
+def figure_on(model: ContrastiveModel, measured: MeasuredSet) -> dict[str, float]:
+    return figure_of(measured, score_sets(model, [measured])[measured.name])
 
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -313,9 +318,9 @@ def test_script_from_two_models_to_a_chosen_one(
         f"scenes=retrieval:{data}@val",
     ):
         measured = read_set(text)
-        assert evaluate_set(model, measured) == chosen["figures"][measured.name]
+        assert figure_on(model, measured) == chosen["figures"][measured.name]
     test_set = read_set(spec("levels_test", folders["levels_test"]))
-    assert result["test"][result["chosen"]] == {"levels_test": evaluate_set(model, test_set)}
+    assert result["test"][result["chosen"]] == {"levels_test": figure_on(model, test_set)}
     assert {"0", "1"} <= result["test"].keys() and "levels_test" not in chosen["figures"]
     assert result["models"][after] == points["1"]["sha256"] and result["chosen_on_test"] == []
     assert json.loads((out / "chosen/ensemble.json").read_text())["parts"] == chosen["parts"]

@@ -238,6 +238,11 @@ class PairTrainArguments(TrainArguments):
             )
             raise InputError(f"lr_scheduler_type `{self.lr_scheduler_type}`: {way_out}")
 
+    def check_again(self) -> None:
+        """Raise [`InputError`] as `__post_init__` does, of options that were changed since."""
+        self.check_options()
+        self._check_evaluation()
+
     def _check_evaluation(self) -> None:
         metric = (self.metric_for_best_model or VAL_METRICS[0]).removeprefix("eval_")
         if metric not in VAL_METRICS:
@@ -302,8 +307,7 @@ def split_stages(
             for key in OF_TRAINING:
                 if key in own:
                     setattr(options, key, _typed(PairTrainArguments, key, own[key]))
-            options.check_options()
-            options._check_evaluation()
+            options.check_again()
             own_tuning = {key: _typed(PairTuning, key, own[key]) for key in OF_TUNING if key in own}
             own_data = {key: _typed(PairDataArguments, key, own[key]) for key in OF_DATA if key in own}
             stages.append(Stage(name, begin, replace(tuning, **own_tuning), replace(data, **own_data), options))

@@ -125,11 +125,6 @@ def read_captions(name: str, folder: Path, split: str | None) -> MeasuredSet:
     )
 
 
-def evaluate_set(model: ContrastiveModel, measured: MeasuredSet) -> Figure:
-    """The figure of one model on one set."""
-    return figure_of(measured, score_sets(model, [measured])[measured.name])
-
-
 def score_sets(model: ContrastiveModel, sets: Sequence[MeasuredSet]) -> dict[str, Scores]:
     """The scores of a model on every set; an image is read and encoded once, however many sets it is in.
 
