@@ -66,10 +66,10 @@ def test_the_configs_that_users_expect_are_there() -> None:
     assert set(WANTED) <= {name_of(config) for config in CONFIGS}
 
 
-# Configs that differ from another one in the size of the model alone.
+# Configs that differ from another one in the size of the model, or in the base that they name, alone.
 ALIKE = {
     "qwen2_5_vl_3b_lora", "qwen2_5_vl_32b_qlora", "qwen3_vl_8b_lora", "llava_1_5_13b_lora", "paper/qwen2_5_vl_3b",
-    "paper/llava_1_5_13b",
+    "paper/llava_1_5_13b", "llava_sarclip_lora",
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_adapter_folder_is_complete_and_changes_the_logits(single: Path, tiny: P
     [
         ("ddp", 2, 1, "false", False),
         pytest.param("zero1", 2, 1, "true", True, marks=pytest.mark.slow),
-        ("zero2", 1, 2, "true", True),
+        pytest.param("zero2", 1, 2, "true", True, marks=pytest.mark.slow),
         pytest.param("zero2_offload", 1, 2, "true", True, marks=pytest.mark.slow),
         ("zero3", 2, 1, "true", True),
         pytest.param("zero3_offload", 2, 1, "true", True, marks=pytest.mark.slow),
@@ -132,7 +132,12 @@ def test_two_ranks_give_the_losses_of_one_and_go_on_where_they_were(
     ("family", "mode", "options"),
     [
         ("qwen3_vl", "zero3", ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"]),
-        ("llava", "ddp", ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"]),
+        pytest.param(
+            "llava",
+            "ddp",
+            ["--vision_tower", "lora", "--projector", "full", "--gradient_checkpointing", "true"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "llava_next", "ddp", ["--tuning", "qlora", "--optim", "paged_adamw_8bit"], marks=pytest.mark.slow
         ),
@@ -174,7 +179,7 @@ def test_one_rank_torchrun_and_one_process_with_deepspeed(
         assert losses(tmp_path / "zero2") == pytest.approx(losses(single)[:5], abs=1e-4)
 
 
-@pytest.mark.parametrize("loss_weighting", ["token", "answer"])
+@pytest.mark.parametrize("loss_weighting", ["token", pytest.param("answer", marks=pytest.mark.slow)])
 def test_the_flat_path_means_the_same_on_two_ranks_with_accumulation(
     loss_weighting: str, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -190,7 +195,7 @@ def test_the_flat_path_means_the_same_on_two_ranks_with_accumulation(
     [
         pytest.param("zero2", "qwen2_5_vl", False, marks=pytest.mark.slow),
         ("zero3", "qwen2_5_vl", False),
-        ("fsdp", "llava", False),
+        pytest.param("fsdp", "llava", False, marks=pytest.mark.slow),
         pytest.param("zero3", "llava", True, marks=pytest.mark.slow),
         pytest.param("fsdp", "qwen2_5_vl", True, marks=pytest.mark.slow),
         pytest.param("zero3_offload", "llava", True, marks=pytest.mark.slow),

@@ -184,7 +184,7 @@ def test_evaluations_are_logged_and_every_answer_is_written(one_process: Path, f
         assert answer["logprob"] <= 0 and (answer["right"] is None) == (answer["task"] == "description")
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero3"])
+@pytest.mark.parametrize("mode", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_two_ranks_evaluate_as_one_process_does(
     mode: str, one_process: Path, taught: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -79,7 +79,11 @@ def started(words: list[str]) -> Iterator[Process]:
 @pytest.mark.parametrize(
     ("way", "culprit"),
     [
-        ("stopped", rf"Hung: {SECOND}: its process has not answered for \d+ s, it was last at step 7, training\."),
+        pytest.param(
+            "stopped",
+            rf"Hung: {SECOND}: its process has not answered for \d+ s, it was last at step 7, training\.",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("behind", rf"Hung: {SECOND}: at step 7, reading data for \d+ s\.", marks=pytest.mark.slow),
         pytest.param(
             "alike",
