@@ -50,6 +50,7 @@ from sarlang_sft.packing import (
 from sarlang_sft.quantisation import quantisation
 from sarlang_sft.read_ahead import ReadAhead
 from sarlang_sft.records import read_dialogue_table, write_data_folder
+from sarlang_sft.resumable import ResumableTrainer
 from sarlang_sft.run_files import FINISHED, STOPPED
 from sarlang_sft.run_trainer import RunTrainer
 from sarlang_sft.runs import Run
@@ -332,7 +333,7 @@ def build_trainer(
     return trainer
 
 
-def leave_if_stopped(trainer: RunTrainer) -> None:
+def leave_if_stopped(trainer: ResumableTrainer) -> None:
     """End the program with exit code 75 if training was stopped on request: its checkpoint is written."""
     if not trainer.interruption.stopping:
         return
@@ -373,11 +374,22 @@ def save_result(trainer: RunTrainer, data: DataArguments, metrics: dict[str, flo
             for path in part.iterdir():
                 os.replace(path, out / path.name)
             part.rmdir()
-        metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
-        metrics["bad_images"] = len(read_bad_images(out))
-        trainer.save_metrics("train", metrics)
-        trainer.save_state()
-        trainer.run.leave(FINISHED)
+        note_finished(trainer, metrics)
+    say_finished(trainer, metrics)
+
+
+def note_finished(trainer: ResumableTrainer, metrics: dict[str, float]) -> None:
+    """Write the metrics and the trainer's state, and that the run is finished."""
+    metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
+    metrics["bad_images"] = len(read_bad_images(Path(trainer.args.output_dir)))
+    trainer.save_metrics("train", metrics)
+    trainer.save_state()
+    trainer.run.leave(FINISHED)
+
+
+def say_finished(trainer: ResumableTrainer, metrics: dict[str, float]) -> None:
+    """Print where the result lies, and wait for all ranks."""
+    out = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         if metrics["bad_images"]:
             print(f"Left out {metrics['bad_images']} images that cannot be read, see {out / BAD_IMAGES}", flush=True)

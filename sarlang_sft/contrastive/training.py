@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import set_seed
 
-from sarlang_sft.bad_images import BAD_IMAGES, forget_bad_images, read_bad_images
+from sarlang_sft.bad_images import forget_bad_images
 from sarlang_sft.checkpoints import told_what_is_left
 from sarlang_sft.contrastive.arguments import PairDataArguments, PairTrainArguments, Stage
 from sarlang_sft.contrastive.batches import EpochPairs, PairCollator
@@ -23,11 +23,10 @@ from sarlang_sft.contrastive.tuning import count_parameters, merge, tune
 from sarlang_sft.errors import InputError
 from sarlang_sft.loader_workers import start_worker_server
 from sarlang_sft.run_facts import make_facts
-from sarlang_sft.run_files import FINISHED
 from sarlang_sft.runs import Run, enter_run
 from sarlang_sft.signals import leave_at_once
 from sarlang_sft.tracking import add_tracker
-from sarlang_sft.training import leave_if_stopped
+from sarlang_sft.training import leave_if_stopped, note_finished, say_finished
 
 ADAPTER = "adapter"  # in the output folder
 
@@ -174,13 +173,5 @@ def save_result(trainer: PairRunTrainer, adapters: PeftModel | None, metrics: di
             for path in part.iterdir():
                 os.replace(path, out / path.name)
             part.rmdir()
-        metrics["checkpoint_seconds"] = round(trainer.saving_seconds, 3)
-        metrics["bad_images"] = len(read_bad_images(out))
-        trainer.save_metrics("train", metrics)
-        trainer.save_state()
-        trainer.run.leave(FINISHED)
-    if trainer.is_world_process_zero():
-        if metrics["bad_images"]:
-            print(f"Left out {metrics['bad_images']} images that cannot be read, see {out / BAD_IMAGES}", flush=True)
-        print(f"Done: {out}", flush=True)
-    trainer.run.ranks.wait()  # a launcher may end whoever still writes a while after the others have left
+        note_finished(trainer, metrics)
+    say_finished(trainer, metrics)
