@@ -297,7 +297,9 @@ def split_stages(
         own = {key: value for key, value in given.items() if key != "name"}
         known = (*OF_TRAINING, *OF_DATA, *OF_TUNING)
         if unknown := [key for key in own if key not in known]:
-            raise InputError(f"stages: {name}: no option `{unknown[0]}`; {nearest(unknown[0], known, 'see the docs')}")
+            raise InputError(
+                f"stages: {name}: no option `{unknown[0]}`; {nearest(unknown[0], known, 'see docs/sarclip.md')}"
+            )
         begin = model
         if stages:
             begin = replace(model, model_name_or_path=stages[-1].training.output_dir, weights=None, image_size=None)

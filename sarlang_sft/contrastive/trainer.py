@@ -133,9 +133,8 @@ class PairTrainer(Trainer):
         micro = args.micro_batch_size or len(images)
         if with_captions:
             pad = self.contrastive.model.pad_id
-            tokens = tokens.masked_fill(
-                ~inputs["valid"][:, None], pad
-            )  # captions of unreadable images are not learned
+            # Captions of unreadable images are not learned.
+            tokens = tokens.masked_fill(~inputs["valid"][:, None], pad)
             own = (tokens[:, 1:] != pad).sum()
             total = self.accelerator.reduce(own.clone(), "sum") / self.accelerator.num_processes
             captioning = partial(self._caption_loss, tokens=total, pad=pad)
